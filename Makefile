@@ -1,0 +1,73 @@
+# Tenure's front door. `make demo` and `make test` set everything up by themselves; nothing outside this folder is
+# touched. PYTHON names the interpreter that the private virtual environment is made from (3.11 or newer).
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV   := .venv
+BIN    := $(VENV)/bin
+UV     := $(BIN)/uv
+UV_PIN := uv==0.13.9
+ARGS   ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-fast verify fix lock clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(VENV)/.installed $(VENV)/.binding ## the virtual environment, the compiled binding and the three packages
+
+demo: setup ## an embedded PostgreSQL, three payment nodes, a stream of payments (ARGS="--fault kill --every 8")
+	@$(BIN)/tenure demo $(ARGS)
+
+test: setup ## all tests, those with several real processes included
+	@$(BIN)/pytest $(ARGS)
+
+test-fast: setup ## the tests that start no cluster of processes
+	@$(BIN)/pytest -m "not processes" $(ARGS)
+
+verify: setup ## format, lint, types and all tests; writes nothing
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/basedpyright
+	@cd raft && cargo fmt --check && cargo clippy --all-targets --locked -- -D warnings && cargo test --locked --quiet
+	@$(MAKE) --no-print-directory test
+
+fix: setup ## format and mend what can be mended by itself
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+	@cd raft && cargo fmt
+
+lock: $(VENV)/.uv ## compile requirements/dev.in to the hashed lock
+	@cd requirements && ../$(UV) pip compile --universal --generate-hashes --no-emit-index-url --no-header \
+		--python-version 3.11 dev.in -o dev.lock --quiet
+
+clean: ## remove the virtual environment and everything that was built
+	@rm -rf $(VENV) raft/target dist raft/python/tenure_raft/*.so
+
+$(VENV)/.uv:
+	@test -n "$(PYTHON)" || { echo "make: no python3 found. Install Python 3.11 or newer (Debian: apt-get install python3 python3-venv)."; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: $(PYTHON) is older than Python 3.11. Name a newer one: make PYTHON=/path/to/python3.11"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "make: $(PYTHON) cannot make a virtual environment. Debian: apt-get install python3-venv"; exit 1; }
+	@echo "setup: installing $(UV_PIN)"
+	@$(BIN)/pip install --quiet --disable-pip-version-check $(UV_PIN)
+	@touch $@
+
+$(VENV)/.synced: $(VENV)/.uv requirements/dev.lock
+	@echo "setup: installing the locked Python packages"
+	@$(UV) pip sync --quiet --python $(BIN)/python --require-hashes requirements/dev.lock
+	@rm -f $(VENV)/.installed $(VENV)/.binding
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.synced pyproject.toml payments/pyproject.toml
+	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e . -e payments
+	@touch $@
+
+# The extension does not rebuild by itself: this rule does it when the Rust sources change.
+$(VENV)/.binding: $(VENV)/.synced raft/Cargo.toml raft/Cargo.lock raft/pyproject.toml $(wildcard raft/src/*.rs) $(wildcard raft/python/tenure_raft/*.py*)
+	@command -v cargo >/dev/null || { echo "make: no Rust toolchain (cargo) found; the Raft binding is compiled from source. Install Rust 1.83 or newer: https://rustup.rs, or Debian: apt-get install cargo (check that it is 1.83+)"; exit 1; }
+	@command -v cc >/dev/null || { echo "make: no C compiler (cc) found; linking the Raft binding needs one. Debian: apt-get install gcc libc6-dev"; exit 1; }
+	@echo "setup: building the Raft binding (about a minute the first time)"
+	@rm -rf raft/target/wheels
+	@cd raft && ../$(BIN)/maturin build --quiet --release --locked --interpreter ../$(BIN)/python --out target/wheels
+	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --reinstall raft/target/wheels/*.whl
+	@touch $@
