@@ -32,9 +32,7 @@ def show(*, config: ConfigFile = None, output: Output = "table") -> None:
     if output == "json":
         emit_json({"settings": {name: {"value": value, "origin": origin} for name, value, origin in rows}})
         return
-    emit_table(
-        ("setting", "value", "origin"), [(name, _as_toml(value), origin) for name, value, origin in rows]
-    )
+    emit_table(("setting", "value", "origin"), [(name, _as_toml(value), origin) for name, value, origin in rows])
 
 
 @app.command

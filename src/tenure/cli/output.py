@@ -56,9 +56,7 @@ class ExitCode(enum.IntEnum):
 class CommandError(Exception):
     """A command cannot go on: ``message`` says why, ``next_step`` what to do, ``code`` how it ends."""
 
-    def __init__(
-        self, message: str, *, next_step: str | None = None, code: ExitCode = ExitCode.FAILED
-    ) -> None:
+    def __init__(self, message: str, *, next_step: str | None = None, code: ExitCode = ExitCode.FAILED) -> None:
         self.message = message
         self.next_step = next_step
         self.code = code
