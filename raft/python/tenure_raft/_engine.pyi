@@ -1,0 +1,269 @@
+"""What the compiled module promises. Numbers are terms, indexes, ids and ticks; nothing here is a time."""
+
+from collections.abc import Sequence
+from typing import Literal, final
+
+Role = Literal["leader", "follower", "candidate", "pre_candidate"]
+EntryKind = Literal["command", "empty", "conf_change"]
+ChangeKind = Literal["add_voter", "add_learner", "remove"]
+
+class EngineError(Exception):
+    """The engine broke an invariant of its own and is unusable, or it was called out of order.
+
+    ``Engine.poisoned`` tells the two apart: a call out of order leaves the engine as it was.
+    """
+
+class ProposalDropped(EngineError):
+    """The proposal was surely not taken; the engine is well. Send it again, perhaps elsewhere."""
+
+@final
+class Engine:
+    """One Raft node. Every call is immediate; none blocks, does I/O or reads a clock.
+
+    The order of calls is ``ready``, make it durable, ``advance``, apply, ``applied_to``. Between ``ready`` and
+    ``advance`` only the properties and ``progress`` may be used: anything else raises :class:`EngineError` and
+    changes nothing (R2). A panic inside raises :class:`EngineError` then and on every later call.
+
+    ``check_quorum`` and ``pre_vote`` are on, reads are Safe, the priority is 0 (R4).
+    """
+
+    def __new__(
+        cls,
+        *,
+        raft_id: int,
+        election_tick: int,
+        heartbeat_tick: int,
+        voters: Sequence[int],
+        learners: Sequence[int],
+        term: int,
+        vote: int,
+        commit: int,
+        batches: Sequence[bytes],
+        applied: int = 0,
+        snapshot: tuple[int, int, bytes] | None = None,
+        max_size_per_message: int = ...,
+        max_inflight_messages: int = ...,
+        max_uncommitted_size: int = ...,
+    ) -> Engine:
+        """A node that stands where its durable state stands.
+
+        Args:
+            raft_id: This node; above 0.
+            election_tick: Ticks of the shortest election timeout; the longest is twice as many less one.
+            heartbeat_tick: Ticks between two heartbeats of a leader.
+            voters: Who votes where the log starts: at ``snapshot``, else at its founding.
+            learners: Who only receives the log there.
+            term: The last durable term.
+            vote: Whom this node voted for in it; 0 for nobody.
+            commit: The last durable commit index.
+            batches: Every ``Ready.entries`` since, in the order in which they were saved. Each replaces everything
+                from its first index on.
+            applied: The last index that the caller has applied; ``voters`` and ``learners`` are then those there.
+                With 0, committed entries are handed out again from the start of the log.
+            snapshot: Index, term and data that stand for everything up to that index.
+            max_size_per_message: Bytes of entries in one message, at most 1 MiB.
+            max_inflight_messages: Messages on their way to one peer.
+            max_uncommitted_size: Bytes of commands that may wait for a quorum; beyond it proposals are dropped.
+
+        Raises:
+            ValueError: an argument or a stored batch is malformed, or they contradict one another.
+            EngineError: raft-rs found another contradiction.
+        """
+
+    def tick(self, count: int = 1) -> None:
+        """Count ``count`` ticks. Those owed come before what waits to be received (R5)."""
+
+    def set_randomized_election_timeout(self, ticks: int) -> None:
+        """Replace what raft-rs drew at the last change of role: ``election_tick <= ticks < 2 * election_tick``."""
+
+    def receive(self, sender: int, payload: bytes, *, refuse_votes: bool) -> tuple[int, int]:
+        """Step the messages that ``sender`` sent; how many were stepped and how many dropped.
+
+        Dropped without touching anything (R3): messages of another sender or for another node, of term 0, of a
+        sender that is no member, of a type that does not travel between nodes; with ``refuse_votes`` also requests
+        for a vote and the order to campaign at once (R6).
+
+        Raises:
+            ValueError: the payload is malformed; nothing of it was stepped.
+        """
+
+    def propose(self, commands: Sequence[bytes]) -> int:
+        """Append ``commands`` (1 byte to 1 MiB each) as one proposal; the index of the first.
+
+        Raises:
+            ProposalDropped: this node does not lead, hands leadership over, or too much is uncommitted.
+            ValueError: no command, or one of a wrong size.
+        """
+
+    def propose_conf_change(self, changes: Sequence[tuple[ChangeKind, int]], context: bytes = b"") -> None:
+        """Propose a change of the members; several at once pass through a joint configuration by themselves.
+
+        Raises:
+            ProposalDropped: as for :meth:`propose`, or another change is under way.
+            ValueError: the change cannot be applied to the current members.
+        """
+
+    def apply_conf_change(self, data: bytes) -> tuple[list[int], list[int]]:
+        """Apply the next configuration change that ``advance`` handed out; the voters and learners since (R12).
+
+        ``data`` is as handed out; order is checked. The voters are those of both halves of a joint configuration.
+        A leader that is no voter any more becomes a follower.
+        """
+
+    def read_index(self, context: bytes) -> None:
+        """Ask a quorum whether this node still leads; the answer is a read state with ``context`` (1 to 1,024 bytes).
+
+        No answer ever comes if this node does not lead, has committed nothing in its term yet, or loses leadership.
+        A read state can be handed out after stepping down: put the term into the context and compare (R8).
+        """
+
+    def transfer_leader(self, target: int) -> None:
+        """Hand leadership to the voter ``target``; ignored unless this node leads."""
+
+    def become_follower(self, leader: int = 0) -> None:
+        """Step down, or forget the leader, at the current term. ``leader`` names another member to follow."""
+
+    def campaign(self) -> None:
+        """Ask for votes now, by pre-vote; ignored by a leader and while a configuration change is unapplied."""
+
+    def report_unreachable(self, peer: int) -> None:
+        """Tell that the last messages to ``peer`` are lost, a snapshot among them."""
+
+    def has_ready(self) -> bool:
+        """Whether :meth:`ready` would hand out anything."""
+
+    def ready(self) -> Ready:
+        """What is to be made durable and sent. It must be advanced before anything else is called."""
+
+    def advance(self, ready: Ready) -> Advanced:
+        """Tell that ``ready`` is durable. Applies nothing but the index of a snapshot that ``ready`` held.
+
+        Raises:
+            EngineError: ``ready`` is not the outstanding one; nothing changed.
+        """
+
+    def applied_to(self, index: int) -> None:
+        """Tell that the committed entries up to ``index`` are applied, configuration changes included."""
+
+    def compact(self, index: int, data: bytes) -> None:
+        """Let ``data`` (at most 3 MiB) stand for everything up to the applied ``index``, and drop those entries.
+
+        Raises:
+            ValueError: ``index`` is not applied or already compacted, or the configuration there is joint.
+        """
+
+    def progress(self) -> list[tuple[int, int, int, bool]]:
+        """What a leader knows of each member: id, matched index, next index, recently active. Empty elsewhere."""
+
+    @property
+    def raft_id(self) -> int: ...
+    @property
+    def term(self) -> int: ...
+    @property
+    def vote(self) -> int: ...
+    @property
+    def commit(self) -> int: ...
+    @property
+    def applied(self) -> int: ...
+    @property
+    def last_index(self) -> int: ...
+    @property
+    def last_term(self) -> int: ...
+    @property
+    def leader_id(self) -> int:
+        """The leader of this term as far as it is known, else 0."""
+
+    @property
+    def role(self) -> Role: ...
+    @property
+    def voters(self) -> list[int]: ...
+    @property
+    def learners(self) -> list[int]: ...
+    @property
+    def granted_votes(self) -> int:
+        """Votes of this term for this node, its own included; 0 unless it is a candidate or leads."""
+
+    @property
+    def poisoned(self) -> bool:
+        """Whether a panic ended this engine. The one property that never raises, with ``raft_id``."""
+
+@final
+class Ready:
+    """What to make durable, and what may leave before that. Frozen."""
+
+    @property
+    def number(self) -> int: ...
+    @property
+    def must_sync(self) -> bool:
+        """False if nothing but the commit index changed."""
+
+    @property
+    def hard_state(self) -> tuple[int, int, int] | None:
+        """Term, vote and commit index, if one of them changed."""
+
+    @property
+    def term_or_vote_changed(self) -> bool:
+        """Whether term or vote differ from what was last advanced: then nothing leaves before it is durable (R1)."""
+
+    @property
+    def role(self) -> Role | None:
+        """The role, if role or leader changed."""
+
+    @property
+    def leader_id(self) -> int | None:
+        """The leader or 0, if role or leader changed."""
+
+    @property
+    def entries_first(self) -> int: ...
+    @property
+    def entries_count(self) -> int: ...
+    @property
+    def entries(self) -> bytes:
+        """The entries to store as one blob, ``b""`` if there are none. They replace all from ``entries_first`` on."""
+
+    @property
+    def snapshot(self) -> tuple[int, int, bytes] | None:
+        """Index, term and data that replace the whole stored log; the members are then those of the engine."""
+
+    @property
+    def messages(self) -> list[tuple[int, bytes]]:
+        """A leader's messages, by peer: they may leave before the fsync where R1 allows it."""
+
+    @property
+    def read_states(self) -> list[tuple[int, bytes]]:
+        """Answered reads: index and context."""
+
+@final
+class Advanced:
+    """What became valid once a Ready was durable. Frozen."""
+
+    @property
+    def messages(self) -> list[tuple[int, bytes]]:
+        """Messages that had to wait for the fsync, by peer."""
+
+    @property
+    def committed(self) -> list[tuple[int, int, EntryKind, bytes]]:
+        """Entries to apply, in order: index, term, kind, data."""
+
+    @property
+    def commit(self) -> int | None:
+        """The commit index, if it rose; it need not be durable by itself."""
+
+def decode_batch(blob: bytes) -> list[tuple[int, int, EntryKind, bytes]]:
+    """The entries of a stored blob: index, term, kind, data. ``ValueError`` if it is malformed."""
+
+def message_kinds(payload: bytes) -> list[tuple[str, int, int, int]]:
+    """The messages of a payload: kind, sender, receiver, term. ``ValueError`` if it is malformed."""
+
+def encode_message(
+    kind: str,
+    *,
+    sender: int,
+    to: int,
+    term: int,
+    context: bytes = b"",
+    index: int = 0,
+    log_term: int = 0,
+    commit: int = 0,
+) -> bytes:
+    """One message as a payload, true or forged: for tests of what is let in."""

@@ -1,0 +1,537 @@
+//! One node of raft-rs with the order of calls kept and the frames of others judged.
+//!
+//! Free of Python, so that what it does can be read at one sight:
+//! - R2: nothing changes the node between `ready` and `advance`; what is out of order is refused before raft sees it.
+//! - R3: [`Node::admit`] decides which well-formed message of a peer is let in.
+//! - R4: check_quorum and pre_vote are on, reads are Safe, priority is 0; none of them is a setting.
+//! - R12: configuration changes are applied in order before anything after them counts as applied, and a leader
+//!   that is no voter any more steps down there and then, before raft-rs would panic.
+
+use std::collections::VecDeque;
+
+use bytes::{Bytes, BytesMut};
+use raft::eraftpb::{ConfChangeType, ConfState, Entry, EntryType, HardState, Message, MessageType, Snapshot};
+use raft::{Changer, Config, RawNode, ReadOnlyOption, Ready, SnapshotStatus, StateRole};
+use slog::{o, Discard, Logger};
+
+use crate::codec;
+use crate::image::Image;
+
+/// Why a call did not do what was asked. None of them changed the node.
+#[derive(Debug)]
+pub enum Refused {
+    /// The caller broke the order of calls.
+    Order(String),
+    /// An argument cannot be meant.
+    Value(String),
+    /// The proposal was not taken.
+    Dropped(&'static str),
+}
+
+pub type Answer<T> = Result<T, Refused>;
+
+/// What a log starts from: a snapshot, or its founding at index 0.
+pub struct Base {
+    pub index: u64,
+    pub term: u64,
+    pub data: Bytes,
+    pub voters: Vec<u64>,
+    pub learners: Vec<u64>,
+}
+
+/// What the caller made durable last.
+pub struct Durable {
+    pub term: u64,
+    pub vote: u64,
+    pub commit: u64,
+    pub applied: u64,
+}
+
+/// The node's times in ticks, and its bounds.
+pub struct Limits {
+    pub election_tick: usize,
+    pub heartbeat_tick: usize,
+    pub max_size_per_message: u64,
+    pub max_inflight_messages: usize,
+    pub max_uncommitted_size: u64,
+}
+
+/// What is valid after `advance`.
+pub struct Advance {
+    pub messages: Vec<Message>,
+    pub committed: Vec<Entry>,
+    pub commit: Option<u64>,
+}
+
+pub struct Node {
+    pub raw: RawNode<Image>,
+    outstanding: Option<Ready>,
+    durable: (u64, u64),
+    /// The last index whose entry was handed out as committed.
+    handed_out: u64,
+    /// Configuration changes handed out and not applied yet, in order.
+    unapplied_changes: VecDeque<(u64, Bytes)>,
+    /// Which configuration holds from which index on; the first is at or below the snapshot.
+    configurations: Vec<(u64, ConfState)>,
+    granted_votes: usize,
+}
+
+impl Node {
+    /// A node that stands where the caller's durable state stands.
+    ///
+    /// # Panics
+    /// raft-rs finds a contradiction that is not looked for here.
+    pub fn new(
+        raft_id: u64,
+        limits: &Limits,
+        base: Base,
+        durable: &Durable,
+        batches: impl Iterator<Item = Result<Vec<Entry>, codec::Malformed>>,
+    ) -> Answer<Self> {
+        let conf_state = ConfState {
+            voters: base.voters,
+            learners: base.learners,
+            ..ConfState::default()
+        };
+        check_base(&conf_state, base.index, base.data.len())?;
+        let configuration = (base.index.max(durable.applied), conf_state.clone());
+        let mut image = Image::new(base.index, base.term, conf_state, base.data);
+        for batch in batches {
+            let batch = batch.map_err(|malformed| Refused::Value(malformed.0.to_owned()))?;
+            let first = batch.first().map_or(0, |entry| entry.index);
+            if !image.append(batch) {
+                let text = format!(
+                    "a stored batch starts at {first}, the log before it ends at {}",
+                    image.last()
+                );
+                return Err(Refused::Value(text));
+            }
+        }
+        let commit = durable.commit.max(base.index);
+        let applied = durable.applied.max(base.index);
+        if commit > image.last() || applied > commit {
+            let text = format!(
+                "applied {applied}, commit {commit} and last index {} contradict",
+                image.last()
+            );
+            return Err(Refused::Value(text));
+        }
+        image.set_hard_state(HardState {
+            term: durable.term,
+            vote: durable.vote,
+            commit,
+            ..HardState::default()
+        });
+        let config = config(raft_id, limits, applied);
+        let raw = RawNode::new(&config, image, &Logger::root(Discard, o!()))
+            .map_err(|error| Refused::Value(error.to_string()))?;
+        Ok(Self {
+            raw,
+            outstanding: None,
+            durable: (durable.term, durable.vote),
+            handed_out: applied,
+            unapplied_changes: VecDeque::new(),
+            configurations: vec![configuration],
+            granted_votes: 0,
+        })
+    }
+
+    pub fn check_order(&self) -> Answer<()> {
+        match &self.outstanding {
+            None => Ok(()),
+            Some(ready) => Err(Refused::Order(format!(
+                "Ready {} must be advanced first: nothing may be called in between",
+                ready.number()
+            ))),
+        }
+    }
+
+    pub fn durable(&self) -> (u64, u64) {
+        self.durable
+    }
+
+    /// Votes for this node's own candidacy or leadership of the current term, its own included; else 0.
+    pub fn granted_votes(&self) -> usize {
+        match self.raw.raft.state {
+            StateRole::Candidate | StateRole::Leader => self.granted_votes,
+            StateRole::Follower | StateRole::PreCandidate => 0,
+        }
+    }
+
+    pub fn tick(&mut self) {
+        self.counting_votes(|raw| {
+            raw.tick();
+        });
+    }
+
+    pub fn campaign(&mut self) {
+        self.counting_votes(|raw| {
+            let _ = raw.campaign();
+        });
+    }
+
+    /// raft-rs forgets the votes when it becomes leader: they are counted as it goes.
+    fn counting_votes<T>(&mut self, change: impl FnOnce(&mut RawNode<Image>) -> T) -> T {
+        let before = self.raw.raft.state;
+        let answer = change(&mut self.raw);
+        match (before, self.raw.raft.state) {
+            // The vote that won is the last one; a single voter wins by its own.
+            (StateRole::Candidate, StateRole::Leader) => self.granted_votes += 1,
+            (StateRole::Leader, StateRole::Leader) => {}
+            (_, StateRole::Leader) => self.granted_votes = 1,
+            _ => self.granted_votes = self.raw.raft.prs().tally_votes().0,
+        }
+        answer
+    }
+
+    /// Step what is let in of `messages`; the number stepped.
+    pub fn receive(&mut self, sender: u64, messages: Vec<Message>, refuse_votes: bool) -> usize {
+        let mut stepped = 0;
+        for message in messages {
+            if !self.admit(sender, &message, refuse_votes) {
+                continue;
+            }
+            let answer = self.counting_votes(|raw| raw.step(message));
+            stepped += usize::from(answer.is_ok());
+        }
+        stepped
+    }
+
+    /// R3 and R6. A message that fails here never touches raft: a forged term would depose a healthy leader.
+    fn admit(&self, sender: u64, message: &Message, refuse_votes: bool) -> bool {
+        let raft = &self.raw.raft;
+        if message.from != sender || message.to != raft.id || sender == raft.id {
+            return false;
+        }
+        if message.term == 0 || raft.prs().get(sender).is_none() {
+            return false;
+        }
+        match message.get_msg_type() {
+            MessageType::MsgAppend
+            | MessageType::MsgAppendResponse
+            | MessageType::MsgSnapshot
+            | MessageType::MsgRequestVoteResponse
+            | MessageType::MsgRequestPreVoteResponse => message.context.is_empty(),
+            MessageType::MsgHeartbeat | MessageType::MsgHeartbeatResponse => true,
+            MessageType::MsgRequestPreVote | MessageType::MsgTimeoutNow => {
+                !refuse_votes && message.context.is_empty()
+            }
+            // Only a real vote of a leadership transfer carries this word; it overrides the leader's stickiness.
+            MessageType::MsgRequestVote => {
+                let context: &[u8] = &message.context;
+                !refuse_votes && (context.is_empty() || context == raft::CAMPAIGN_TRANSFER)
+            }
+            _ => false,
+        }
+    }
+
+    fn check_leads(&self) -> Answer<()> {
+        let raft = &self.raw.raft;
+        if raft.state != StateRole::Leader {
+            return Err(Refused::Dropped("this node does not lead"));
+        }
+        if raft.lead_transferee.is_some() {
+            return Err(Refused::Dropped("leadership is being transferred"));
+        }
+        Ok(())
+    }
+
+    /// Append `commands` as one proposal; the index of the first.
+    pub fn propose(&mut self, commands: &[&[u8]]) -> Answer<u64> {
+        if commands.is_empty() {
+            return Err(Refused::Value("no commands".to_owned()));
+        }
+        let within = 1..=codec::COMMAND_BYTES_MAX;
+        if let Some(wrong) = commands.iter().find(|c| !within.contains(&c.len())) {
+            let text = format!(
+                "a command has 1 to {} bytes, not {}",
+                codec::COMMAND_BYTES_MAX,
+                wrong.len()
+            );
+            return Err(Refused::Value(text));
+        }
+        self.check_leads()?;
+        // One allocation for all: the entries are slices of it.
+        let mut buffer = BytesMut::with_capacity(commands.iter().map(|c| c.len()).sum());
+        for command in commands {
+            buffer.extend_from_slice(command);
+        }
+        let mut buffer = buffer.freeze();
+        let entries = commands.iter().map(|command| Entry {
+            data: buffer.split_to(command.len()),
+            ..Entry::default()
+        });
+        let entries = entries.collect();
+        self.step_proposal(entries)
+    }
+
+    fn step_proposal(&mut self, entries: Vec<Entry>) -> Answer<u64> {
+        let first = self.raw.raft.raft_log.last_index() + 1;
+        let mut message = Message::default();
+        message.set_msg_type(MessageType::MsgPropose);
+        message.from = self.raw.raft.id;
+        message.set_entries(entries.into());
+        match self.raw.raft.step(message) {
+            Ok(()) => Ok(first),
+            Err(_) => Err(Refused::Dropped("too much is uncommitted")),
+        }
+    }
+
+    /// Propose one change of the members. Tried on the current configuration first, so that what cannot be applied
+    /// is never committed.
+    pub fn propose_conf_change(&mut self, changes: &[(ConfChangeType, u64)], context: &[u8]) -> Answer<()> {
+        if changes.is_empty() || changes.iter().any(|(_, id)| !(1..codec::NUMBER_MAX).contains(id)) {
+            return Err(Refused::Value(
+                "changes need at least one id, none of them 0".to_owned(),
+            ));
+        }
+        let data = codec::encode_conf_change(changes, context);
+        if data.len() > codec::COMMAND_BYTES_MAX {
+            return Err(Refused::Value("the context is too long".to_owned()));
+        }
+        self.check_leads()?;
+        if self.raw.raft.has_pending_conf() || self.is_joint() {
+            return Err(Refused::Dropped("another configuration change is under way"));
+        }
+        let change = codec::decode_conf_change(&data).map_err(|m| Refused::Value(m.0.to_owned()))?;
+        let mut changer = Changer::new(self.raw.raft.prs());
+        let tried = match change.enter_joint() {
+            Some(auto_leave) => changer.enter_joint(auto_leave, &change.changes),
+            None => changer.simple(&change.changes),
+        };
+        tried.map_err(|error| Refused::Value(error.to_string()))?;
+        let mut entry = Entry::default();
+        entry.set_entry_type(EntryType::EntryConfChangeV2);
+        entry.data = data.into();
+        self.step_proposal(vec![entry]).map(|_| ())
+    }
+
+    fn is_joint(&self) -> bool {
+        let conf = self.raw.raft.prs().conf().to_conf_state();
+        !conf.voters_outgoing.is_empty()
+    }
+
+    /// Apply the oldest configuration change that was handed out.
+    ///
+    /// # Panics
+    /// The change cannot be applied: another node would come to another configuration.
+    pub fn apply_conf_change(&mut self, data: &[u8]) -> Answer<()> {
+        let Some((index, expected)) = self.unapplied_changes.front() else {
+            return Err(Refused::Order(
+                "no configuration change is waiting to be applied".to_owned(),
+            ));
+        };
+        if expected != data {
+            return Err(Refused::Order(format!(
+                "configuration changes are applied in order: the next is that of index {index}"
+            )));
+        }
+        let index = *index;
+        let change = codec::decode_conf_change(data).map_err(|m| Refused::Value(m.0.to_owned()))?;
+        let conf_state = match self.raw.apply_conf_change(&change) {
+            Ok(conf_state) => conf_state,
+            Err(error) => panic!("configuration change of index {index}: {error}"),
+        };
+        self.unapplied_changes.pop_front();
+        self.configurations.push((index, conf_state));
+        let raft = &mut self.raw.raft;
+        if raft.state == StateRole::Leader && !raft.promotable() {
+            let term = raft.term;
+            raft.become_follower(term, raft::INVALID_ID);
+        }
+        Ok(())
+    }
+
+    pub fn read_index(&mut self, context: &[u8]) -> Answer<()> {
+        if !(1..=codec::CONTEXT_BYTES_MAX).contains(&context.len()) {
+            return Err(Refused::Value(format!(
+                "a context has 1 to {} bytes",
+                codec::CONTEXT_BYTES_MAX
+            )));
+        }
+        // A follower would forward it, and peers let no forwarded request in.
+        if self.raw.raft.state == StateRole::Leader {
+            self.raw.read_index(context.to_vec());
+        }
+        Ok(())
+    }
+
+    pub fn transfer_leader(&mut self, target: u64) {
+        if self.raw.raft.state == StateRole::Leader {
+            self.raw.transfer_leader(target);
+        }
+    }
+
+    pub fn become_follower(&mut self, leader: u64) -> Answer<()> {
+        let raft = &mut self.raw.raft;
+        if leader == raft.id || (leader != 0 && raft.prs().get(leader).is_none()) {
+            return Err(Refused::Value(format!("{leader} is no other member")));
+        }
+        let term = raft.term;
+        raft.become_follower(term, leader);
+        Ok(())
+    }
+
+    /// The last messages to `peer` are lost, a snapshot among them: probe again.
+    pub fn report_unreachable(&mut self, peer: u64) {
+        self.raw.report_unreachable(peer);
+        self.raw.report_snapshot(peer, SnapshotStatus::Failure);
+    }
+
+    /// Take what is to be done. It stays outstanding until [`Node::advance`].
+    pub fn ready(&mut self) -> &Ready {
+        let ready = self.raw.ready();
+        self.outstanding.insert(ready)
+    }
+
+    /// The caller has made the outstanding Ready durable: the image follows, and what waited for that is handed out.
+    pub fn advance(&mut self, number: u64) -> Answer<Advance> {
+        let mut ready = match self.outstanding.take() {
+            Some(ready) if ready.number() == number => ready,
+            other => {
+                self.outstanding = other;
+                return Err(Refused::Order(format!(
+                    "Ready {number} is not the outstanding one"
+                )));
+            }
+        };
+        if let Some(hard_state) = ready.hs() {
+            self.durable = (hard_state.term, hard_state.vote);
+        }
+        let snapshot = ready.snapshot().clone();
+        if !snapshot.is_empty() {
+            self.raw.mut_store().restore(snapshot.clone());
+        }
+        let contiguous = self.raw.mut_store().append(ready.take_entries());
+        assert!(contiguous, "the entries of a Ready leave a gap");
+        let mut messages = ready.take_persisted_messages();
+        let mut committed = ready.take_committed_entries();
+        let mut light = self.raw.advance_append(ready);
+        messages.append(&mut light.take_messages());
+        committed.append(&mut light.take_committed_entries());
+        if !snapshot.is_empty() {
+            self.handed_out_snapshot(&snapshot);
+        }
+        self.handed_out_entries(&committed);
+        Ok(Advance {
+            messages,
+            committed,
+            commit: light.commit_index(),
+        })
+    }
+
+    /// raft-rs reads the log from the applied index on when it campaigns: it must not point below the snapshot.
+    fn handed_out_snapshot(&mut self, snapshot: &Snapshot) {
+        let metadata = snapshot.get_metadata();
+        self.raw.advance_apply_to(metadata.index);
+        self.handed_out = metadata.index;
+        self.unapplied_changes.clear();
+        self.configurations = vec![(metadata.index, metadata.get_conf_state().clone())];
+    }
+
+    fn handed_out_entries(&mut self, committed: &[Entry]) {
+        for entry in committed {
+            if entry.get_entry_type() != EntryType::EntryNormal {
+                self.unapplied_changes
+                    .push_back((entry.index, entry.data.clone()));
+            }
+        }
+        self.handed_out = committed.last().map_or(self.handed_out, |entry| entry.index);
+    }
+
+    pub fn applied_to(&mut self, index: u64) -> Answer<()> {
+        let applied = self.raw.raft.raft_log.applied;
+        if index < applied || index > self.handed_out {
+            return Err(Refused::Order(format!(
+                "index {index} is outside of what may be applied, {applied} to {}",
+                self.handed_out
+            )));
+        }
+        if let Some((waiting, _)) = self.unapplied_changes.front() {
+            if *waiting <= index {
+                return Err(Refused::Order(format!(
+                    "the configuration change of index {waiting} must be applied first"
+                )));
+            }
+        }
+        self.raw.advance_apply_to(index);
+        Ok(())
+    }
+
+    pub fn compact(&mut self, index: u64, data: &[u8]) -> Answer<()> {
+        let first = self.raw.store().snapshot_index() + 1;
+        let applied = self.raw.raft.raft_log.applied;
+        if index < first || index > applied {
+            let text = format!("index {index} is outside of what may be compacted, {first} to {applied}");
+            return Err(Refused::Value(text));
+        }
+        let position = self.configurations.partition_point(|(from, _)| *from <= index) - 1;
+        let conf_state = self.configurations[position].1.clone();
+        if !conf_state.voters_outgoing.is_empty() {
+            return Err(Refused::Value(
+                "the configuration is joint at that index".to_owned(),
+            ));
+        }
+        check_base(&conf_state, index, data.len())?;
+        self.configurations.drain(..position);
+        let data = Bytes::copy_from_slice(data);
+        self.raw.mut_store().compact(index, conf_state, data);
+        Ok(())
+    }
+
+    /// All ids that vote, those of the incoming and of the outgoing half of a joint configuration.
+    pub fn voters(&self) -> Vec<u64> {
+        sorted(self.raw.raft.prs().conf().voters().ids().iter())
+    }
+
+    pub fn learners(&self) -> Vec<u64> {
+        sorted(self.raw.raft.prs().conf().learners().iter().copied())
+    }
+
+    /// What a leader knows of each member: id, matched, next index, recently active. Empty elsewhere.
+    pub fn progress(&self) -> Vec<(u64, u64, u64, bool)> {
+        if self.raw.raft.state != StateRole::Leader {
+            return Vec::new();
+        }
+        let progress = self.raw.raft.prs().iter();
+        sorted(progress.map(|(id, p)| (*id, p.matched, p.next_idx, p.recent_active)))
+    }
+}
+
+fn sorted<T: Ord>(items: impl Iterator<Item = T>) -> Vec<T> {
+    let mut items: Vec<T> = items.collect();
+    items.sort_unstable();
+    items
+}
+
+fn check_base(conf_state: &ConfState, index: u64, data_bytes: usize) -> Answer<()> {
+    if conf_state.voters.is_empty() || !codec::distinct_members(conf_state) {
+        return Err(Refused::Value(
+            "voters and learners must be distinct ids above 0, with at least one voter".to_owned(),
+        ));
+    }
+    if index >= codec::NUMBER_MAX || data_bytes > codec::SNAPSHOT_BYTES_MAX {
+        return Err(Refused::Value(format!(
+            "a snapshot has at most {} bytes",
+            codec::SNAPSHOT_BYTES_MAX
+        )));
+    }
+    Ok(())
+}
+
+fn config(raft_id: u64, limits: &Limits, applied: u64) -> Config {
+    Config {
+        id: raft_id,
+        election_tick: limits.election_tick,
+        heartbeat_tick: limits.heartbeat_tick,
+        applied,
+        max_size_per_msg: limits.max_size_per_message,
+        max_inflight_msgs: limits.max_inflight_messages,
+        max_uncommitted_size: limits.max_uncommitted_size,
+        check_quorum: true,
+        pre_vote: true,
+        read_only_option: ReadOnlyOption::Safe,
+        priority: 0,
+        ..Config::default()
+    }
+}
