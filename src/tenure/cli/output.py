@@ -82,15 +82,13 @@ def exit_code(error: TenureError) -> ExitCode:
 
 def emit_json(document: Mapping[str, Any]) -> None:
     """Print one object on one line of stdout, its ``schema`` version first. Times must already be text."""
-    sys.stdout.write(json.dumps({"schema": SCHEMA, **document}) + "\n")
-    sys.stdout.flush()
+    emit_text(json.dumps({"schema": SCHEMA, **document}))
 
 
 def emit_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None) -> None:
     """Print a table to stdout: bordered on a terminal, plain tab-separated lines anywhere else."""
     if not sys.stdout.isatty():
-        lines = ["\t".join(row) for row in (columns, *rows)]
-        sys.stdout.write("\n".join(lines) + "\n")
+        emit_text("\n".join("\t".join(row) for row in (columns, *rows)))
         return
     from rich.table import Table
     from rich.text import Text
@@ -102,7 +100,7 @@ def emit_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: 
 
 
 def emit_text(text: str) -> None:
-    """Print one line of data to stdout."""
+    """Print lines of data to stdout, at once: a reader that went away is noticed here, not at exit."""
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
 

@@ -35,7 +35,14 @@ _RETRYABLE = frozenset({409, 429, 500, 502, 503, 504})
 class Load:
     """Sends payments at ``rate`` a second until told to stop. Counters may be read at any time."""
 
-    def __init__(self, urls: Sequence[str], *, rate: float, acknowledged: Path) -> None:
+    def __init__(
+        self,
+        urls: Sequence[str],
+        *,
+        rate: float,
+        acknowledged: Path,
+        transport: httpx2.AsyncBaseTransport | None = None,
+    ) -> None:
         self.acknowledged = 0
         self.retries = 0
         self.highest_token = 0
@@ -44,6 +51,7 @@ class Load:
         self._target = self._urls[0]
         self._rate = rate
         self._path = acknowledged
+        self._transport = transport
         self._run = uuid.uuid4().hex[:8]
         self._tickets: asyncio.Queue[int] = asyncio.Queue(maxsize=CLIENTS)
         self._suspects: dict[str, float] = {}
@@ -110,7 +118,7 @@ class Load:
     async def _run_clients(self) -> None:
         limits = httpx2.Timeout(ANSWER_TIMEOUT_SECONDS)
         with self._path.open("a", encoding="ascii") as file:
-            async with httpx2.AsyncClient(timeout=limits, trust_env=False) as client:
+            async with httpx2.AsyncClient(timeout=limits, trust_env=False, transport=self._transport) as client:
                 tasks = [asyncio.create_task(self._client(client, file)) for _ in range(CLIENTS)]
                 try:
                     await asyncio.gather(*tasks)
@@ -165,9 +173,8 @@ class Load:
 
     def _follow(self, url: str, leader: str | None) -> None:
         """Go where a follower points; where it names nobody, or one that was just silent, ask the next node."""
-        suspected = leader is not None and time.monotonic() < self._suspects.get(leader, 0.0)
-        if leader in self._urls and leader != url and not suspected:
-            self._target = str(leader)
+        if leader in self._urls and leader != url and not self._suspected(leader):
+            self._target = leader
         else:
             self._turn_from(url, silent=False)
 
@@ -175,7 +182,12 @@ class Load:
         if silent:
             self._suspects[url] = time.monotonic() + SUSPICION_SECONDS
         if self._target == url:
-            self._target = self._urls[(self._urls.index(url) + 1) % len(self._urls)]
+            here = self._urls.index(url)
+            others = [*self._urls[here + 1 :], *self._urls[: here + 1]]
+            self._target = next((other for other in others if not self._suspected(other)), others[0])
+
+    def _suspected(self, url: str) -> bool:
+        return time.monotonic() < self._suspects.get(url, 0.0)
 
     def _count(self, answer: dict[str, Any]) -> None:
         now = time.monotonic()
