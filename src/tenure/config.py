@@ -167,9 +167,7 @@ def _read_file(path: Path) -> dict[str, Any]:
         raise ConfigError("config", f"{path} is not valid TOML: {error}") from None
 
 
-def _overlay_environment(
-    values: dict[str, Any], origins: dict[str, str], environ: Mapping[str, str]
-) -> None:
+def _overlay_environment(values: dict[str, Any], origins: dict[str, str], environ: Mapping[str, str]) -> None:
     sections = {name: field.type for name, field in _fields(Config).items()}
     for variable in sorted(environ):
         match = re.fullmatch(r"TENURE_([A-Z]+)__([A-Z0-9_]+)", variable)
@@ -283,7 +281,10 @@ def _validate_times(config: Config, refuse: Any, between: Any) -> None:
     if not 0 <= lease.clock_rate_error < 0.2:
         refuse("lease.clock_rate_error", f"{lease.clock_rate_error} is outside 0 to 0.2 (0.01 is one percent)")
     if not 0 < lease.margin_ms < lease.duration_ms:
-        refuse("lease.margin_ms", f"{lease.margin_ms} must lie between 0 and lease.duration_ms ({lease.duration_ms})")
+        refuse(
+            "lease.margin_ms",
+            f"{lease.margin_ms} must lie between 0 and lease.duration_ms ({lease.duration_ms})",
+        )
 
 
 def _validate_addresses(config: Config, refuse: Any) -> None:

@@ -120,9 +120,7 @@ class FenceError(TenureError):
 
     sqlstate: str | None = None
 
-    def __init__(
-        self, message: str, *, resource: str, held: int | None = None, seen: int | None = None
-    ) -> None:
+    def __init__(self, message: str, *, resource: str, held: int | None = None, seen: int | None = None) -> None:
         self.resource = resource
         self.held = held
         self.seen = seen

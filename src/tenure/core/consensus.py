@@ -1,0 +1,196 @@
+"""Drives the Raft engine: ticks, messages, proposals in; what to persist, send and apply out. Pure.
+
+::
+
+    tick / receive / propose / read_index        (queued while a Ready is being made durable: R2)
+          |
+       ready() --> [Send early]  only a leader's, only if neither term nor vote changes and it has other voters (R1)
+          |    --> Persist
+       persisted() --> advance --> [Send the rest] --> committed entries, read states
+
+Rules kept here: R1 (order), R2 (nothing between ready and advance), R3 with the engine's filter (what is dropped),
+R5 (owed ticks run before queued messages), R6 (vote embargo after start), R12 (own removal ends leadership at once).
+Time rule: a tick is owed for each whole ``tick_ns`` of the waiter's clock; a long pause owes at most one election
+timeout of ticks, which is enough to depose a leader that slept (P2).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from dataclasses import dataclass, field
+
+from tenure.core.effects import Effect, Persist, Send
+from tenure.core.engine import Engine, Ready
+from tenure.instants import NS_PER_MS, Reading, elapsed_for_waiter
+from tenure.invariants import invariant
+
+#: Received payloads that may wait while a Ready is being made durable. More are dropped: Raft repeats them.
+INBOX_LIMIT = 4096
+TICKS_PER_HEARTBEAT = 4
+TICK_MS_MIN = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Cadence:
+    """The cluster's times in ticks: a tick is a quarter of a heartbeat, at least 5 ms (design 13)."""
+
+    tick_ns: int
+    heartbeat_tick: int
+    election_tick: int
+
+    @classmethod
+    def of(cls, heartbeat_interval_ms: int, election_timeout_ms: int) -> Cadence:
+        """Ticks for the settings; the election timeout is never rounded down."""
+        tick_ms = max(TICK_MS_MIN, heartbeat_interval_ms // TICKS_PER_HEARTBEAT)
+        return cls(
+            tick_ns=tick_ms * NS_PER_MS,
+            heartbeat_tick=max(1, heartbeat_interval_ms // tick_ms),
+            election_tick=-(-election_timeout_ms // tick_ms),
+        )
+
+
+@dataclass(slots=True)
+class Progress:
+    """What one ``persisted`` brought: effects to run, entries to apply, answered read_index contexts."""
+
+    effects: list[Effect] = field(default_factory=list)
+    committed: list[tuple[int, int, str, bytes]] = field(default_factory=list)
+    read_states: list[tuple[int, bytes]] = field(default_factory=list)
+
+
+class Consensus:
+    """One engine and its queue. The owner calls ``pump`` after each event and ``persisted`` after each Persist."""
+
+    def __init__(
+        self, engine: Engine, *, raft_id: int, cadence: Cadence, started: Reading, proposal_dropped: type[Exception]
+    ) -> None:
+        self.engine = engine
+        self._proposal_dropped = proposal_dropped
+        self._raft_id = raft_id
+        self._cadence = cadence
+        self._started = started
+        self._ticked_until = started
+        self._inbox: deque[tuple[int, bytes]] = deque()
+        self._proposals: list[bytes] = []
+        self._reads: list[bytes] = []
+        self._ready: Ready | None = None
+        self.dropped_payloads = 0
+
+    @property
+    def persisting(self) -> bool:
+        """True between a Persist effect and its ``persisted``: the engine must not be touched (R2)."""
+        return self._ready is not None
+
+    def receive(self, sender: int, payload: bytes) -> None:
+        """Queue the messages of one frame."""
+        if len(self._inbox) >= INBOX_LIMIT:
+            self.dropped_payloads += 1
+            return
+        self._inbox.append((sender, payload))
+
+    def propose(self, command: bytes) -> None:
+        """Queue a command for the log; it is dropped silently unless this member still leads when it is taken."""
+        self._proposals.append(command)
+
+    def read_index(self, context: bytes) -> None:
+        """Queue a proof of leadership. The caller read its clock before this call (R8)."""
+        self._reads.append(context)
+
+    def refuses_votes(self, now: Reading) -> bool:
+        """R6: for one election timeout after its start a member neither votes nor is made to campaign."""
+        embargo_ns = self._cadence.tick_ns * self._cadence.election_tick
+        return elapsed_for_waiter(self._started, now) < embargo_ns
+
+    def pump(self, now: Reading) -> list[Effect]:
+        """Feed the engine what is queued, owed ticks first (R5), and begin the next Ready if there is one."""
+        if self.persisting:
+            return []
+        self._run_owed_ticks(now)
+        refuse_votes = self.refuses_votes(now)
+        while self._inbox:
+            sender, payload = self._inbox.popleft()
+            try:
+                _, dropped = self.engine.receive(sender, payload, refuse_votes=refuse_votes)
+            except ValueError:
+                dropped = 1
+            self.dropped_payloads += dropped
+        self._feed_requests()
+        return self._begin_ready()
+
+    def persisted(self) -> Progress:
+        """The last Persist is durable: advance the engine and hand out what may leave and be applied."""
+        ready, self._ready = self._ready, None
+        invariant(ready is not None, "persisted() without a Persist in flight")
+        progress = Progress()
+        if ready is None:
+            return progress
+        early = self._may_send_before_fsync(ready)
+        if not early:
+            progress.effects += [Send(peer, payload) for peer, payload in ready.messages]
+        progress.read_states = ready.read_states
+        advanced = self.engine.advance(ready)
+        progress.effects += [Send(peer, payload) for peer, payload in advanced.messages]
+        progress.committed = advanced.committed
+        for _, _, kind, data in advanced.committed:
+            if kind == "conf_change":
+                self._apply_conf_change(data)
+        if advanced.committed:
+            self.engine.applied_to(advanced.committed[-1][0])
+        return progress
+
+    def _run_owed_ticks(self, now: Reading) -> None:
+        owed = elapsed_for_waiter(self._ticked_until, now) // self._cadence.tick_ns
+        if owed <= 0:
+            return
+        if owed > self._cadence.election_tick:
+            self._ticked_until = now
+            owed = self._cadence.election_tick
+        else:
+            step = owed * self._cadence.tick_ns
+            self._ticked_until = Reading(self._ticked_until.raw_ns + step, self._ticked_until.boottime_ns + step)
+        self.engine.tick(owed)
+
+    def _feed_requests(self) -> None:
+        leads = self.engine.role == "leader"
+        if self._proposals:
+            # Only a leader proposes: a follower's proposal would be forwarded (raft-rs 0.7.0), and is dropped here.
+            if leads:
+                # A dropped proposal is the proposer's to repeat: the holding ends itself when it waits in vain.
+                with contextlib.suppress(self._proposal_dropped):
+                    self.engine.propose(self._proposals)
+            self._proposals = []
+        if self._reads:
+            if leads:
+                for context in self._reads:
+                    self.engine.read_index(context)
+            self._reads = []
+
+    def _begin_ready(self) -> list[Effect]:
+        if not self.engine.has_ready():
+            return []
+        ready = self.engine.ready()
+        self._ready = ready
+        invariant(ready.snapshot is None, "this version keeps the whole log and never sends a snapshot")
+        effects: list[Effect] = []
+        if self._may_send_before_fsync(ready):
+            effects += [Send(peer, payload) for peer, payload in ready.messages]
+        effects.append(
+            Persist(
+                first=ready.entries_first if ready.entries_count else 0,
+                entries=ready.entries,
+                hard_state=ready.hard_state,
+                must_sync=ready.must_sync,
+            )
+        )
+        return effects
+
+    def _may_send_before_fsync(self, ready: Ready) -> bool:
+        """R1: a leader's messages may overtake its fsync only if term and vote are durable and it is not alone."""
+        return not ready.term_or_vote_changed and len(self.engine.voters) > 1
+
+    def _apply_conf_change(self, data: bytes) -> None:
+        voters, _ = self.engine.apply_conf_change(data)
+        if self._raft_id not in voters and self.engine.role == "leader":
+            # R12: raft-rs leaves a removed leader in office, and its next commit would panic (P11).
+            self.engine.become_follower(0)

@@ -1,0 +1,268 @@
+"""The whole pure core of one member: consensus, state machine and holding behind one door. Pure.
+
+Every method takes an event with the instant at which it happened and returns the effects to run, in order. The driver
+(``tenure.node``) and the simulator call nothing else. R1 is visible in the list: what stands behind a Persist waits
+for it, because nothing is handed out before ``persisted``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+
+from tenure.core import commands
+from tenure.core.commands import Settings
+from tenure.core.consensus import Cadence, Consensus
+from tenure.core.effects import Effect, Send, StateChanged
+from tenure.core.engine import Engine
+from tenure.core.fsm import ClusterRecord, ClusterState, apply_entry, initial_state
+from tenure.core.holding import (
+    FenceRefused,
+    FenceUnavailable,
+    FloorRead,
+    HoldingMachine,
+    Raised,
+    RaiseMoved,
+)
+from tenure.core.roles import SHOWN, Phase
+from tenure.instants import NS_PER_MS, LeaseSpan, Reading
+from tenure.types import LossReason, State
+
+
+class View(msgspec.Struct, frozen=True):
+    """What the status of a member is made of, at the instant at which the core was last stepped."""
+
+    phase: Phase = Phase.FOLLOWING
+    raft_role: str = "follower"
+    term: int = 0
+    leader_id: int = 0
+    span: LeaseSpan | None = None
+    token: int | None = None
+    votes_for_me: int = 0
+    voters: int = 0
+    commit_index: int = 0
+    applied_index: int = 0
+    elections_observed: int = 0
+    reason: str | None = None
+
+    def shown_state(self, now: Reading) -> State:
+        """The state that the outside may see at ``now``: leader only with a valid lease over a raised fence."""
+        if self.phase is Phase.LEADING:
+            valid = self.span is not None and self.span.remaining_ns(now) > 0
+            return State.LEADER if valid else State.FOLLOWER
+        if self.phase is Phase.FOLLOWING and self.raft_role in ("candidate", "pre_candidate"):
+            return State.CANDIDATE
+        return SHOWN[self.phase]
+
+
+class MemberCore:
+    """One member. ``nonce`` is called once for each election won and must give 128 secret random bits as text."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        record: ClusterRecord,
+        raft_id: int,
+        incarnation: int,
+        fenced: bool,
+        margin_ns: int,
+        nonce: Callable[[], str],
+        started: Reading,
+        proposal_dropped: type[Exception],
+    ) -> None:
+        settings = record.settings
+        cadence = Cadence.of(settings.heartbeat_interval_ms, settings.election_timeout_ms)
+        self.tick_ns = cadence.tick_ns
+        self.consensus = Consensus(
+            engine, raft_id=raft_id, cadence=cadence, started=started, proposal_dropped=proposal_dropped
+        )
+        self.state: ClusterState = initial_state(record)
+        self.holding = HoldingMachine(
+            raft_id=raft_id,
+            incarnation=incarnation,
+            fenced=fenced,
+            heartbeat_ns=settings.heartbeat_interval_ms * NS_PER_MS,
+            election_ns=settings.election_timeout_ms * NS_PER_MS,
+            margin_ns=margin_ns,
+        )
+        self._engine = engine
+        self._raft_id = raft_id
+        self._incarnation = incarnation
+        self._nonce = nonce
+        self._removed = False
+        self._term_seen = engine.term
+        #: The highest term whose hard state is durable: what the status shows.
+        self.durable_term = engine.term
+        self.applied_index = 0
+        #: Every change of the term that this member observed since it started (``raft_election_count``).
+        self.elections_observed = 0
+
+    # -- events ---------------------------------------------------------------------------------------------------
+
+    def tick(self, now: Reading) -> list[Effect]:
+        """Time has passed. Call it several times a heartbeat."""
+        effects = self._settle(now)
+        self.holding.tick(self.state, now)
+        return effects + self._collect(now)
+
+    def receive(self, sender: int, payload: bytes, now: Reading) -> list[Effect]:
+        """A frame of the member ``sender`` arrived; its bytes are not trusted."""
+        self.consensus.receive(sender, payload)
+        return self._collect(now)
+
+    def persisted(self, now: Reading) -> list[Effect]:
+        """The last Persist effect is durable."""
+        progress = self.consensus.persisted()
+        self.durable_term = max(self.durable_term, self._engine.term)
+        effects = list(progress.effects)
+        effects += self._settle(now)
+        for index, term, kind, data in progress.committed:
+            self._apply(index, term, kind, data, now)
+        for _, context in progress.read_states:
+            self.holding.read_state(context, now)
+        self.holding.tick(self.state, now)
+        return effects + self._collect(now)
+
+    def fence_read(
+        self, request: int, answer: FloorRead | FenceRefused | FenceUnavailable, now: Reading
+    ) -> list[Effect]:
+        """The answer to a ReadFence effect."""
+        self.holding.fence_read(request, answer, self.state, now)
+        return self._collect(now)
+
+    def fence_raised(
+        self, request: int, answer: Raised | RaiseMoved | FenceRefused | FenceUnavailable, now: Reading
+    ) -> list[Effect]:
+        """The answer to a RaiseFence effect."""
+        self.holding.fence_raised(request, answer, now)
+        self.holding.tick(self.state, now)
+        return self._collect(now)
+
+    def refused(self, token: int, reason: LossReason, now: Reading) -> list[Effect]:
+        """The database refused a write under ``token``."""
+        self.holding.refused(token, reason, now)
+        return self._collect(now)
+
+    def body_returned(self, now: Reading) -> list[Effect]:
+        """The body of the scope that was granted last has returned."""
+        self.holding.end(LossReason.STEPPED_DOWN, now)
+        self.holding.body_returned(now)
+        return self._collect(now)
+
+    def step_down(self, reason: LossReason, now: Reading) -> list[Effect]:
+        """Leave office if this member holds it or is on the way to it."""
+        self.holding.end(reason, now)
+        return self._collect(now)
+
+    def change_settings(self, settings: Settings, now: Reading) -> list[Effect]:
+        """Propose new times of the cluster (R4); a running holding keeps those of its ACQUIRE (R8)."""
+        self.consensus.propose(commands.encode(commands.ChangeSettings(settings)))
+        return self._collect(now)
+
+    # -- what the status shows --------------------------------------------------------------------------------------
+
+    def view(self) -> View:
+        """What the status is made of, now."""
+        engine, machine = self._engine, self.holding
+        return View(
+            phase=machine.phase,
+            raft_role=engine.role,
+            term=self.durable_term,
+            leader_id=engine.leader_id,
+            span=machine.span,
+            token=machine.token or None,
+            votes_for_me=engine.granted_votes,
+            voters=len(engine.voters),
+            commit_index=engine.commit,
+            applied_index=self.applied_index,
+            elections_observed=self.elections_observed,
+            reason=machine.reason,
+        )
+
+    @property
+    def removed(self) -> bool:
+        """True once this member has applied its own removal."""
+        return self._removed
+
+    # -- inside ---------------------------------------------------------------------------------------------------
+
+    def _apply(self, index: int, term: int, kind: str, data: bytes, now: Reading) -> None:
+        self.applied_index = index
+        if kind == "conf_change":
+            self._removed = self._raft_id not in self._engine.voters
+            if self._removed and self.holding.phase is not Phase.FOLLOWING:
+                self.holding.deposed(now, LossReason.REMOVED)
+            return
+        before = self.state
+        self.state = apply_entry(before, data, index=index)
+        machine = self.holding
+        if term != machine.term or machine.phase is Phase.FOLLOWING:
+            return
+        if not data:
+            if machine.phase is Phase.ELECTED:
+                machine.own_entry_applied(before, now)
+            return
+        command = commands.decode(data, index=index)
+        if isinstance(command, commands.Acquire | commands.Release) and command.incarnation == self._incarnation:
+            if isinstance(command, commands.Acquire):
+                machine.acquired(self.state, now)
+            else:
+                machine.released(now)
+
+    def _settle(self, now: Reading) -> list[Effect]:
+        """Hold the holding against the engine's role, once what the engine says is durable (R1)."""
+        if self.consensus.persisting:
+            return []
+        engine, machine = self._engine, self.holding
+        changed = engine.term != self._term_seen
+        if changed:
+            self.elections_observed += engine.term - self._term_seen
+            self._term_seen = engine.term
+        self._watch_loss(now)
+        if engine.role == "leader" and machine.phase is Phase.FOLLOWING and not self._removed:
+            machine.elected(engine.term, self._nonce(), now)
+        return [StateChanged(self.state)] if changed else []
+
+    def _watch_loss(self, now: Reading) -> None:
+        """R12: an engine that does not lead this term any more ends the lease at once, before any fsync."""
+        machine = self.holding
+        if machine.phase is Phase.FOLLOWING:
+            return
+        if self._engine.role != "leader" or self._engine.term != machine.term:
+            machine.deposed(now)
+
+    def _collect(self, now: Reading) -> list[Effect]:
+        """Hand the holding's wishes to the engine, run it, and gather every effect."""
+        machine = self.holding
+        for proposal in machine.proposals:
+            self.consensus.propose(proposal)
+        for context in machine.reads:
+            self.consensus.read_index(context)
+        machine.proposals, machine.reads = [], []
+        if machine.leave is not None and not self.consensus.persisting:
+            self._leave_office(transfer=machine.leave)
+            machine.leave = None
+        pumped = self.consensus.pump(now)
+        self._watch_loss(now)
+        effects, machine.effects = machine.effects, []
+        return effects + pumped
+
+    def _leave_office(self, *, transfer: bool) -> None:
+        if self._engine.role != "leader":
+            return
+        candidates = [
+            (matched, -peer)
+            for peer, matched, _, active in self._engine.progress()
+            if active and peer != self._raft_id and peer in self._engine.voters
+        ]
+        if transfer and candidates:
+            self._engine.transfer_leader(-max(candidates)[1])
+        else:
+            self._engine.become_follower(0)
+
+
+def sends(effects: list[Effect]) -> list[Send]:
+    """The Send effects of a list, in order."""
+    return [effect for effect in effects if isinstance(effect, Send)]

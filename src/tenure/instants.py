@@ -1,0 +1,57 @@
+"""Instants and spans of time, as a holder and as a waiter must count them (R8, R11). Pure: it reads no clock.
+
+A reading is taken from two clocks at once: CLOCK_MONOTONIC_RAW, which no time daemon slews, and CLOCK_BOOTTIME, which
+goes on while the machine sleeps. A holder takes the larger elapsed time of the two, so that it stops early; a waiter
+takes the smaller, so that it waits long. A clock that went backwards is no clock: for a holder everything has then
+expired, for a waiter nothing has passed.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+NS_PER_MS = 1_000_000
+NS_PER_SECOND = 1_000_000_000
+PPM = 1_000_000
+
+
+class Reading(NamedTuple):
+    """One reading of both clocks, in nanoseconds. Only differences within one boot of one machine mean anything."""
+
+    raw_ns: int
+    boottime_ns: int
+
+
+def elapsed_for_holder(start: Reading, now: Reading) -> int | None:
+    """Nanoseconds that a holder must assume have passed, or None if a clock went backwards: then it has expired."""
+    raw, boottime = now.raw_ns - start.raw_ns, now.boottime_ns - start.boottime_ns
+    if raw < 0 or boottime < 0:
+        return None
+    return max(raw, boottime)
+
+
+def elapsed_for_waiter(start: Reading, now: Reading) -> int:
+    """Nanoseconds that a waiter may count as passed: never more than either clock says, never below zero."""
+    return max(0, min(now.raw_ns - start.raw_ns, now.boottime_ns - start.boottime_ns))
+
+
+class LeaseSpan(NamedTuple):
+    """A lease as one renewal won it: it runs for ``duration_ns`` from ``started``, the clock before the request (R8)."""
+
+    started: Reading
+    duration_ns: int
+
+    def remaining_ns(self, now: Reading) -> int:
+        """Nanoseconds left at ``now``; 0 once it is over or the clock cannot be trusted."""
+        elapsed = elapsed_for_holder(self.started, now)
+        return 0 if elapsed is None else max(0, self.duration_ns - elapsed)
+
+
+def wait_out_ns(cover_ns: int, rate_error_ppm: int, epsilon_ns: int) -> int:
+    """How long a new leader waits so that every older lease is over: C(1+rho)/(1-rho) + epsilon, rounded up (R9).
+
+    ``cover_ns`` bounds the older leases as their holders' clocks count them. A holder's clock may run slow by rho and
+    the waiter's fast by rho, which gives the quotient.
+    """
+    numerator = cover_ns * (PPM + rate_error_ppm)
+    return -(-numerator // (PPM - rate_error_ppm)) + epsilon_ns

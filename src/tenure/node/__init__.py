@@ -1,0 +1,1 @@
+"""Runs the pure core against the real world: a thread, an event loop, the disk, sockets, clocks, the fence."""

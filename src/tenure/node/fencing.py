@@ -1,0 +1,70 @@
+"""Joins the core's fence effects to the PostgreSQL fence: reads, judges, raises, and never decides on its own."""
+
+from __future__ import annotations
+
+from tenure.core.fsm import COUNT_MASK, ClusterState
+from tenure.core.holding import FenceRefused, FenceUnavailable, FloorRead, Raised, RaiseMoved
+from tenure.errors import DatabaseUnavailable, FenceMissing, OutcomeUnknown, RaiseRefused
+from tenure.fence import Expected, FenceStore, Floor, RaiseRequest, Refusal, explain_refusal, judge_floor
+from tenure.types import Credential, ElectorIdentity
+
+
+class FenceAdapter:
+    """The fence of one resource for one member of one cluster. Runs on the node's own loop."""
+
+    def __init__(self, store: FenceStore, *, cluster_id: str, resource: str, holder: str) -> None:
+        self._store = store
+        self._elector_id = f"raft:{cluster_id}"
+        self._resource = resource
+        self._holder = holder
+
+    def _identity(self, *, generation: int, lineage: str) -> ElectorIdentity:
+        return ElectorIdentity(elector_id=self._elector_id, generation=generation, lineage=lineage)
+
+    async def read(self, state: ClusterState) -> FloorRead | FenceRefused | FenceUnavailable:
+        """The floor, or why this member may not lead on it."""
+        identity = self._identity(generation=state.generation, lineage=state.lineage)
+        try:
+            view = await self._store.read()
+        except FenceMissing as error:
+            return FenceRefused(reason=Refusal.MISSING, message=str(error))
+        except DatabaseUnavailable as error:
+            return FenceUnavailable(f"the database does not answer: {error}")
+        verdict = judge_floor(view, identity, state.last_count)
+        if isinstance(verdict, Floor):
+            return FloorRead(token=verdict.token, expected=view.expected)
+        suspected = view.token & COUNT_MASK if verdict is Refusal.COPY else None
+        message = explain_refusal(verdict, view, identity)
+        return FenceRefused(reason=verdict, message=message, suspected_count=suspected)
+
+    async def raise_token(
+        self, credential: Credential, expected: object, *, generation: int, lineage: str
+    ) -> Raised | RaiseMoved | FenceRefused | FenceUnavailable:
+        """Raise the fence to ``credential``, or say why not."""
+        if not isinstance(expected, Expected):
+            return RaiseMoved("the fence was not read before this raise")
+        request = RaiseRequest(
+            identity=self._identity(generation=generation, lineage=lineage),
+            credential=credential,
+            holder=self._holder,
+            expected=expected,
+        )
+        try:
+            await self._store.raise_token(request)
+        except RaiseRefused as error:
+            if error.reason == Refusal.MOVED:
+                return RaiseMoved(str(error))
+            return FenceRefused(reason=error.reason, message=str(error))
+        except FenceMissing as error:
+            return FenceRefused(reason=Refusal.MISSING, message=str(error))
+        except (DatabaseUnavailable, OutcomeUnknown) as error:
+            return FenceUnavailable(f"the raise of the fence of {self._resource} is not confirmed: {error}")
+        return Raised()
+
+    async def note_refused(self, *, sent: int, why: str) -> None:
+        """Put a refusal into the ledger, as well as it goes."""
+        await self._store.note_refused(sent=sent, who=self._holder, why=why)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._store.close()

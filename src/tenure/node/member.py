@@ -1,0 +1,279 @@
+"""The member as its application sees it: opens the node, hands out leaderships, tells the status.
+
+Everything here runs on the application's event loop, except the listener's methods, which the node's thread calls and
+which only post or replace one reference.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from types import TracebackType
+
+import msgspec
+
+from tenure.config import Config
+from tenure.core.member import View
+from tenure.core.roles import Phase
+from tenure.errors import NodeClosed
+from tenure.instants import NS_PER_MS, LeaseSpan
+from tenure.leadership import HeldLeadership
+from tenure.node.clocks import read_clocks
+from tenure.node.driver import CALL_TIMEOUT_SECONDS, Driver, Listener
+from tenure.node.engine import require_engine
+from tenure.types import Credential, LossReason, PeerInfo, State, Status
+
+journal_logger = logging.getLogger("tenure.journal")
+JOURNAL_LIMIT = 1000
+
+
+class RoleChange(msgspec.Struct, frozen=True):
+    """One line of the role journal. ``at`` is wall time (seconds since 1970), for reading only."""
+
+    at: float
+    state: State
+    term: int
+    token: int | None
+    reason: str | None
+
+
+class Member(Listener):
+    """One member of a cluster; made by :func:`tenure.open`. Bound to the event loop on which it was entered."""
+
+    def __init__(self, config: Config, *, dsn: str) -> None:
+        self._config = config
+        self._driver = Driver(config, self, dsn=dsn)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._current: HeldLeadership | None = None
+        self._offers: asyncio.Queue[HeldLeadership | None] = asyncio.Queue()
+        self._failed: asyncio.Future[BaseException] | None = None
+        self._error: BaseException | None = None
+        self._closed = False
+        self._refused_token = 0
+        self._loss_reason: str | None = None
+        self.refusals = 0
+        self.journal: deque[RoleChange] = deque(maxlen=JOURNAL_LIMIT)
+
+    # -- life -------------------------------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Member:
+        """Open the node: lock its directory, bind its port, begin to found or to run.
+
+        Raises:
+            ConfigError: the engine is not installed.
+            StorageError: the directory is in use, damaged, full, or belongs to another node or cluster.
+        """
+        require_engine()
+        self._loop = asyncio.get_running_loop()
+        self._failed = self._loop.create_future()
+        await asyncio.wait_for(asyncio.wrap_future(self._driver.start()), CALL_TIMEOUT_SECONDS)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the node; see :meth:`close`."""
+        await self.close()
+
+    async def close(self) -> None:
+        """Give up leadership, hand it over if one election timeout suffices, and stop the node. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._current is not None:
+            self._current.revoke(LossReason.CLOSED)
+        self._driver.post(lambda core: core.step_down(LossReason.CLOSED, read_clocks()))
+        if self._driver.published.phase is not Phase.FOLLOWING:
+            # The body returns, RELEASE is committed, the office is handed over; a lost quorum must not delay the exit.
+            with contextlib.suppress(TimeoutError):
+                out = asyncio.wrap_future(self._driver.out_of_office())
+                await asyncio.wait_for(out, self._config.raft.election_timeout_ms / 1000)
+        self._driver.stop()
+        await asyncio.get_running_loop().run_in_executor(None, self._driver.join, CALL_TIMEOUT_SECONDS)
+        self._offers.put_nowait(None)
+
+    # -- leadership -------------------------------------------------------------------------------------------------
+
+    async def terms(self) -> AsyncIterator[HeldLeadership]:
+        """Each leadership that this member wins, one at a time; ends when the member closes.
+
+        Raises:
+            TenureError: the node had to stop (R2); the process should exit.
+        """
+        while True:
+            leadership = await self._offers.get()
+            if leadership is None:
+                if self._error is not None:
+                    raise self._error
+                return
+            if not leadership.offered:
+                continue
+            yield leadership
+            leadership.abandon()
+
+    @property
+    def leadership(self) -> HeldLeadership | None:
+        """The present leadership while its lease is valid, for request handlers; else None. Any thread."""
+        current = self._current
+        return current if current is not None and current.remaining() > 0.0 else None
+
+    async def step_down(self) -> bool:
+        """Give up leadership and hand it to another member if one is ready. False if this member does not lead."""
+        current = self.leadership
+        if current is None:
+            return False
+        current.revoke(LossReason.STEPPED_DOWN)
+        self._driver.post(lambda core: core.step_down(LossReason.STEPPED_DOWN, read_clocks()))
+        return True
+
+    # -- status -----------------------------------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """This member's name."""
+        return self._config.node.name
+
+    @property
+    def cluster_id(self) -> str | None:
+        """The id of the cluster, once it is founded."""
+        record = self._driver.record
+        return record.cluster_id if record else None
+
+    @property
+    def incarnation(self) -> int:
+        """A random number of this life of the node."""
+        return self._driver.incarnation
+
+    @property
+    def failed(self) -> asyncio.Future[BaseException]:
+        """Resolves with the error if the node must stop (R2): the process must then exit with a failure."""
+        if self._failed is None:
+            raise NodeClosed("the member is not open")
+        return self._failed
+
+    def cluster(self) -> list[PeerInfo]:
+        """The members as this node's configuration names them, by name."""
+        return [
+            PeerInfo(name=name, raft_address=peer.raft, url=peer.url)
+            for name, peer in sorted(self._config.raft.peers.items())
+        ]
+
+    def status(self) -> Status:
+        """This member's own view at this instant, judged against the lease's deadline now. Any thread."""
+        view, now = self._driver.published, read_clocks()
+        state = view.shown_state(now)
+        if state is State.LEADER and self._current is not None and self._current.reason is not None:
+            state = State.FOLLOWER
+        leader_name = self._leader_name(view, state)
+        peer = self._config.raft.peers.get(leader_name) if leader_name else None
+        remaining_ns = view.span.remaining_ns(now) if view.span is not None and state is State.LEADER else 0
+        return Status(
+            state=state,
+            term=view.term,
+            name=self.name,
+            cluster=self._config.cluster.name,
+            cluster_id=self.cluster_id,
+            raft_role=view.raft_role,
+            leader_name=leader_name,
+            leader_url=peer.url if peer else None,
+            fencing_token=view.token if state is State.LEADER else None,
+            lease_remaining_ms=remaining_ns // NS_PER_MS,
+            votes_for_me=view.votes_for_me,
+            votes_needed=view.voters // 2 + 1,
+            voters=view.voters,
+            commit_index=view.commit_index,
+            applied_index=view.applied_index,
+            elections_observed=view.elections_observed,
+            stale_token_refusals=self.refusals,
+            reason=view.reason or (self._loss_reason if state is not State.LEADER else None),
+        )
+
+    def _leader_name(self, view: View, state: State) -> str | None:
+        if state is State.LEADER:
+            return self.name
+        record = self._driver.record
+        if record is None or view.leader_id == 0:
+            return None
+        name = next((member.name for member in record.members if member.raft_id == view.leader_id), None)
+        return None if name == self.name else name
+
+    # -- the node's thread calls these --------------------------------------------------------------------------------
+
+    def granted(self, term: int, credential: Credential, span: LeaseSpan) -> None:
+        """See :class:`Listener`."""
+        self._on_loop(lambda: self._offer(term, credential, span))
+
+    def renewed(self, span: LeaseSpan) -> None:
+        """See :class:`Listener`."""
+        if self._current is not None:
+            self._current.renew(span)
+
+    def revoked(self, reason: LossReason) -> None:
+        """See :class:`Listener`."""
+        current = self._current
+        if current is not None:
+            current.revoke(reason)
+        # A grant may still be on its way to the application's loop: the revocation follows it there.
+        self._on_loop(lambda: self._revoke_current(reason))
+
+    def changed(self, state: State, view: View) -> None:
+        """See :class:`Listener`."""
+        token = view.token if state is State.LEADER else None
+        change = RoleChange(at=time.time(), state=state, term=view.term, token=token, reason=view.reason)
+        self.journal.append(change)
+        journal_logger.info("role_changed", extra={"tenure": msgspec.structs.asdict(change)})
+
+    def on_failure(self, error: BaseException) -> None:
+        """See :class:`Listener`."""
+        self.revoked(LossReason.FAILED)
+        self._on_loop(lambda: self._fail(error))
+
+    # -- inside -----------------------------------------------------------------------------------------------------
+
+    def _on_loop(self, call: Callable[[], None]) -> None:
+        loop = self._loop
+        if loop is not None and not loop.is_closed():
+            # The loop may close between the check and the call: then nobody is left to tell.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(call)
+
+    def _fail(self, error: BaseException) -> None:
+        """Tell the application once that the node must stop."""
+        self._error = error
+        if self._failed is not None and not self._failed.done():
+            self._failed.set_result(error)
+        self._offers.put_nowait(None)
+
+    def _offer(self, term: int, credential: Credential, span: LeaseSpan) -> None:
+        loop = asyncio.get_running_loop()
+        leadership = HeldLeadership(
+            term=term,
+            credential=credential,
+            span=span,
+            margin_ns=self._config.lease.margin_ms * NS_PER_MS,
+            clock=read_clocks,
+            loop=loop,
+            on_exit=lambda: self._driver.post(lambda core: core.body_returned(read_clocks())),
+            on_loss=lambda reason: self._lost(credential.token, reason),
+        )
+        self._loss_reason = None
+        self._current = leadership
+        self._offers.put_nowait(leadership)
+
+    def _revoke_current(self, reason: LossReason) -> None:
+        if self._current is not None:
+            self._current.revoke(reason)
+
+    def _lost(self, token: int, reason: LossReason) -> None:
+        """The leadership itself found out that it is over: a refusal by the database, or its own clock."""
+        self._loss_reason = str(reason)
+        if reason in (LossReason.REFUSED, LossReason.SERVER_CHANGED):
+            self.refusals += 1
+            if token != self._refused_token:
+                self._refused_token = token
+                self._driver.note_refused(token, str(reason))
+        self._driver.post(lambda core: core.refused(token, reason, read_clocks()))
