@@ -8,7 +8,7 @@ UV_PIN := uv==0.13.9
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast verify fix lock clean
+.PHONY: help setup demo test test-fast lint verify fix lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -24,12 +24,14 @@ test: setup ## all tests, those with several real processes included
 test-fast: setup ## the tests that start no cluster of processes
 	@$(BIN)/pytest -m "not processes" $(ARGS)
 
-verify: setup ## format, lint, types and all tests; writes nothing
+lint: setup ## format, lint and types of Python and Rust; writes nothing
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/basedpyright
 	@cd raft && cargo fmt --check && cargo clippy --all-targets --locked -- -D warnings && cargo test --locked --quiet
+
+verify: lint ## format, lint, types and all tests; writes nothing
 	@$(MAKE) --no-print-directory test
 
 fix: setup ## format and mend what can be mended by itself
