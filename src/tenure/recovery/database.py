@@ -1,0 +1,127 @@
+"""Asks the database who wrote and who holds the fence. It reads, in one read-only snapshot, and changes nothing.
+
+Every part may be absent: a table without tokens, a database without a fence, no table at all. What is absent is
+said in a sentence and does not hide the rest. The DSN never appears in any of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib import resources
+from typing import Any, LiteralString, cast
+
+import msgspec
+import psycopg
+from psycopg.conninfo import make_conninfo
+
+from tenure import fence
+from tenure.core.verdict import FenceFacts, WriteSpan
+from tenure.errors import TenureError
+
+LEDGER_ROWS = 5
+
+
+class WriterRow(msgspec.Struct, frozen=True):
+    """One row of the question *who writes?*: a node, the number of its rows, its newest row."""
+
+    node_id: str
+    count: int
+    last_at: datetime | None
+
+
+class DatabaseFacts(msgspec.Struct):
+    """What the database told. ``reached`` is False where no session could be had."""
+
+    reached: bool = False
+    writers: list[WriterRow] = []
+    spans: list[WriteSpan] = []
+    ledger: list[fence.LedgerRow] = []
+    fence: FenceFacts | None = None
+    missing: list[str] = []
+
+
+def query(name: str) -> LiteralString:
+    """The text of one of our own ``.sql`` files."""
+    text = resources.files("tenure.recovery").joinpath("sql", f"{name}.sql").read_text(encoding="utf-8")
+    return cast("LiteralString", text)
+
+
+def read_database(dsn: str, resource: str, *, timeout_s: float) -> DatabaseFacts:
+    """Read writers, spans, fence and ledger. Blocks; no statement of it runs longer than ``timeout_s`` seconds.
+
+    Never raises for what the database does or lacks: that is in ``missing``.
+    """
+    facts = DatabaseFacts()
+    try:
+        dsn = make_conninfo(dsn, connect_timeout=max(2, math.ceil(timeout_s)), application_name="tenure recover")
+        with psycopg.connect(dsn) as connection:
+            facts.reached = True
+            connection.read_only = True
+            connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+            connection.execute("SELECT set_config('statement_timeout', %s, true)", [f"{timeout_s * 1000:.0f}"])
+            _read_writers(connection, facts)
+            connection.rollback()
+    except psycopg.Error as error:
+        facts.missing.append(f"database: {_first_line(error)}")
+        return facts
+    _read_fence(dsn, resource, facts)
+    return facts
+
+
+def _read_writers(connection: psycopg.Connection, facts: DatabaseFacts) -> None:
+    with _noting(connection, facts, "rows"):
+        rows = connection.execute(query("who_writes")).fetchall()
+        facts.writers = [WriterRow(_name(node), count, _aware(last)) for node, count, last in rows]
+    with _noting(connection, facts, "tokens"):
+        rows = connection.execute(query("write_spans")).fetchall()
+        facts.spans = [
+            WriteSpan(node=_name(node), token=token, rows=count, first_at=_aware(first), last_at=_aware(last))
+            for node, token, count, first, last in rows
+        ]
+    if not facts.spans:
+        facts.spans = [
+            WriteSpan(node=row.node_id, token=None, rows=row.count, first_at=row.last_at, last_at=row.last_at)
+            for row in facts.writers
+            if row.last_at is not None
+        ]
+
+
+def _read_fence(dsn: str, resource: str, facts: DatabaseFacts) -> None:
+    try:
+        view, ledger = fence.show(dsn, resource, limit=LEDGER_ROWS)
+    except TenureError as error:
+        facts.missing.append(f"fence: {error}")
+        return
+    facts.ledger = ledger
+    facts.fence = FenceFacts(
+        resource=view.resource,
+        token=view.token,
+        holder=view.holder,
+        server_changed=(view.timeline, view.server_start) != (view.live_timeline, view.live_server_start),
+    )
+
+
+@contextmanager
+def _noting(connection: psycopg.Connection, facts: DatabaseFacts, part: str) -> Iterator[None]:
+    """A savepoint around one question, so that its failure is noted and the next can still be asked."""
+    try:
+        with connection.transaction():
+            yield
+    except psycopg.Error as error:
+        facts.missing.append(f"{part}: {_first_line(error)}")
+
+
+def _first_line(error: psycopg.Error) -> str:
+    return (error.diag.message_primary or str(error).partition("\n")[0] or type(error).__name__).strip()
+
+
+def _name(value: object) -> str:
+    return "".join(sign if sign.isprintable() else "?" for sign in str(value)[:200])
+
+
+def _aware(value: datetime | None) -> Any:
+    """A column without a time zone is read as UTC."""
+    return value.replace(tzinfo=UTC) if value is not None and value.tzinfo is None else value
