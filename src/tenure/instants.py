@@ -36,7 +36,7 @@ def elapsed_for_waiter(start: Reading, now: Reading) -> int:
 
 
 class LeaseSpan(NamedTuple):
-    """A lease as one renewal won it: it runs for ``duration_ns`` from ``started``, the clock before the request (R8)."""
+    """A lease as one renewal won it: ``duration_ns`` from ``started``, the clock before the request (R8)."""
 
     started: Reading
     duration_ns: int

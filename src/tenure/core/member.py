@@ -192,8 +192,6 @@ class MemberCore:
         self.applied_index = index
         if kind == "conf_change":
             self._removed = self._raft_id not in self._engine.voters
-            if self._removed and self.holding.phase is not Phase.FOLLOWING:
-                self.holding.deposed(now, LossReason.REMOVED)
             return
         before = self.state
         self.state = apply_entry(before, data, index=index)
@@ -231,7 +229,8 @@ class MemberCore:
         if machine.phase is Phase.FOLLOWING:
             return
         if self._engine.role != "leader" or self._engine.term != machine.term:
-            machine.deposed(now)
+            removed = self._raft_id not in self._engine.voters
+            machine.deposed(now, LossReason.REMOVED if removed else LossReason.DEPOSED)
 
     def _collect(self, now: Reading) -> list[Effect]:
         """Hand the holding's wishes to the engine, run it, and gather every effect."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from tenure.core.consensus import Cadence
 from tenure.core.engine import Engine
 from tenure.core.fsm import ClusterRecord
@@ -32,7 +34,7 @@ def build_engine(record: ClusterRecord, raft_id: int, stored: StoredLog) -> Engi
 
     settings = record.settings
     cadence = Cadence.of(settings.heartbeat_interval_ms, settings.election_timeout_ms)
-    return tenure_raft.Engine(
+    engine = tenure_raft.Engine(
         raft_id=raft_id,
         election_tick=cadence.election_tick,
         heartbeat_tick=cadence.heartbeat_tick,
@@ -43,3 +45,5 @@ def build_engine(record: ClusterRecord, raft_id: int, stored: StoredLog) -> Engi
         commit=stored.commit,
         batches=list(stored.batches),
     )
+    # The protocol names the shapes; the binding's own Ready and Literal types are narrower than a protocol can say.
+    return cast(Engine, engine)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tenure.core.fsm import COUNT_MASK, ClusterState
 from tenure.core.holding import FenceRefused, FenceUnavailable, FloorRead, Raised, RaiseMoved
 from tenure.errors import DatabaseUnavailable, FenceMissing, OutcomeUnknown, RaiseRefused
-from tenure.fence import Expected, FenceStore, Floor, RaiseRequest, Refusal, explain_refusal, judge_floor
+from tenure.fence import Expected, FenceStore, RaiseRequest, Refusal, judge_floor
 from tenure.types import Credential, ElectorIdentity
 
 
@@ -31,10 +31,12 @@ class FenceAdapter:
         except DatabaseUnavailable as error:
             return FenceUnavailable(f"the database does not answer: {error}")
         verdict = judge_floor(view, identity, state.last_count)
-        if isinstance(verdict, Floor):
-            return FloorRead(token=verdict.token, expected=view.expected)
+        if not isinstance(verdict, Refusal):
+            return FloorRead(token=verdict, expected=view.expected)
         suspected = view.token & COUNT_MASK if verdict is Refusal.COPY else None
-        message = explain_refusal(verdict, view, identity)
+        message = f"the fence of {self._resource} refuses this cluster ({verdict}): " + verdict.advice.replace(
+            "RESOURCE", self._resource
+        )
         return FenceRefused(reason=verdict, message=message, suspected_count=suspected)
 
     async def raise_token(
