@@ -161,7 +161,7 @@ def _show_database(result: Survey) -> None:
 
     database = result.database
     if database.writers:
-        emit_text("\n" + query("who_writes").rstrip())
+        emit_text("\n" + query("who_writes").decode().rstrip())
         emit_table(
             ("node_id", "count", "max"),
             [(row.node_id, str(row.count), instant(row.last_at) if row.last_at else "-") for row in database.writers],

@@ -7,11 +7,12 @@ said in a sentence and does not hide the rest. The DSN never appears in any of t
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import resources
-from typing import Any, LiteralString, cast
+from typing import Any
 
 import msgspec
 import psycopg
@@ -43,20 +44,36 @@ class DatabaseFacts(msgspec.Struct):
     missing: list[str] = []
 
 
-def query(name: str) -> LiteralString:
-    """The text of one of our own ``.sql`` files."""
-    text = resources.files("tenure.recovery").joinpath("sql", f"{name}.sql").read_text(encoding="utf-8")
-    return cast("LiteralString", text)
+def query(name: str) -> bytes:
+    """The text of one of our own ``.sql`` files, as the driver takes it."""
+    return resources.files("tenure.recovery").joinpath("sql", f"{name}.sql").read_bytes()
 
 
 def read_database(dsn: str, resource: str, *, timeout_s: float) -> DatabaseFacts:
-    """Read writers, spans, fence and ledger. Blocks; no statement of it runs longer than ``timeout_s`` seconds.
+    """Read writers, spans, fence and ledger. No statement runs longer than ``timeout_s``; blocks for a few times that.
 
     Never raises for what the database does or lacks: that is in ``missing``.
     """
+    connect_s = max(2, math.ceil(timeout_s))  # libpq takes whole seconds, and no fewer than two
     facts = DatabaseFacts()
     try:
-        dsn = make_conninfo(dsn, connect_timeout=max(2, math.ceil(timeout_s)), application_name="tenure recover")
+        bounded = make_conninfo(dsn, connect_timeout=connect_s, application_name="tenure recover")
+    except psycopg.Error:
+        facts.missing.append("database: the DSN cannot be read; write it as postgresql://USER@HOST/DATABASE")
+        return facts
+    # A server that is paused or cut off in mid-session answers neither a statement nor its timeout: then the thread
+    # is left to itself, and what it has read so far counts.
+    worker = threading.Thread(target=_read, args=(bounded, resource, timeout_s, facts), daemon=True)
+    worker.start()
+    worker.join(connect_s + 3 * timeout_s)
+    if worker.is_alive():
+        facts.missing.append("database: it stopped answering")
+        return msgspec.structs.replace(facts)
+    return facts
+
+
+def _read(dsn: str, resource: str, timeout_s: float, facts: DatabaseFacts) -> None:
+    try:
         with psycopg.connect(dsn) as connection:
             facts.reached = True
             connection.read_only = True
@@ -66,9 +83,8 @@ def read_database(dsn: str, resource: str, *, timeout_s: float) -> DatabaseFacts
             connection.rollback()
     except psycopg.Error as error:
         facts.missing.append(f"database: {_first_line(error)}")
-        return facts
+        return
     _read_fence(dsn, resource, facts)
-    return facts
 
 
 def _read_writers(connection: psycopg.Connection, facts: DatabaseFacts) -> None:

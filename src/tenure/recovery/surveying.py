@@ -41,8 +41,12 @@ async def survey(targets: Targets, *, resource: str, timeout_s: float) -> Survey
     if first.judgement.verdict is not ClusterVerdict.SPLIT_BRAIN:
         return first
     await asyncio.sleep(SECOND_LOOK_AFTER_SECONDS)
-    second = await _look(targets, resource, timeout_s)
-    return msgspec.structs.replace(second, looks=2)
+    second = msgspec.structs.replace(await _look(targets, resource, timeout_s), looks=2)
+    if second.judgement.verdict is ClusterVerdict.SPLIT_BRAIN:
+        return second
+    gone = "a first look saw more than one leader, a second did not: a takeover was under way"
+    judgement = msgspec.structs.replace(second.judgement, findings=(*second.judgement.findings, gone))
+    return msgspec.structs.replace(second, judgement=judgement)
 
 
 async def _look(targets: Targets, resource: str, timeout_s: float) -> Survey:
