@@ -89,7 +89,10 @@ class _Demo:
             cluster, load, fault=self._options.fault, every=self._options.every, note=self._display.note
         )
         self._folder.write_record(self._record(cluster, database))
-        pointer.publish(self._folder.record)
+        try:
+            pointer.publish(self._folder.record)
+        except OSError as error:
+            self._display.note(f"other commands will not find this demo by themselves: {error}")
         self._display.note(f"starting {len(plans)} nodes: {', '.join(plan.name for plan in plans)}")
         facts: dict[str, Any] = {}
         async with cluster:
