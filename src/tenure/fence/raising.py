@@ -27,7 +27,7 @@ from psycopg.rows import dict_row
 
 from tenure.errors import DatabaseUnavailable, RaiseRefused
 from tenure.fence.answers import commit, missing
-from tenure.fence.judge import FenceRow, FenceView, LiveServer, RaiseRequest, Refusal, judge_raise
+from tenure.fence.judge import FenceRow, FenceView, LiveServer, RaiseRequest, Refusal, Verdict, judge_raise
 from tenure.fence.queries import fence_relation, query
 
 #: The name that raisers show in pg_stat_activity.
@@ -53,7 +53,7 @@ class Session(msgspec.Struct, frozen=True):
 
 
 class Held(msgspec.Struct, frozen=True):
-    """The fence under the table lock: its row (None if there is none) and the server that is live."""
+    """The fence as the raiser found it: its row (None if there is none) and the server that is live."""
 
     row: FenceRow | None
     live: LiveServer
@@ -98,24 +98,43 @@ async def raise_token(session: Session, request: RaiseRequest) -> FenceView:
         OutcomeUnknown: the raise may have happened; ask again with the same request.
         psycopg.Error: nothing changed.
     """
-    async with locked(session, who=request.holder) as held:
-        verdict = judge_raise(held.row, held.live, request)
-        seen = held.row.token if held.row else None
-        tokens = {"from_token": seen, "to_token": request.credential.token}
-        if isinstance(verdict, Refusal):
-            await note(session, "refused", who=request.holder, why=verdict.value, **tokens)
-        elif verdict is not held.row:
-            await write(session, verdict)
-            await note(session, "raise", who=request.holder, why=f"elector {verdict.elector_id}", **tokens)
+    held = await _look(session)
+    verdict = judge_raise(held.row, held.live, request)
+    # A raise that cannot succeed must end nobody's session: only one that may goes for the lock.
+    if not isinstance(verdict, Refusal):
+        async with locked(session, who=request.holder) as held:
+            verdict = judge_raise(held.row, held.live, request)
+            await _carry_out(session, held, verdict, request)
+    else:
+        await _carry_out(session, held, verdict, request)
     if isinstance(verdict, Refusal):
         raise RaiseRefused(
             f"the fence of {session.resource!r} does not take token {request.credential.token}: {verdict.advice}",
             resource=session.resource,
             reason=verdict.value,
             held=request.credential.token,
-            seen=seen,
+            seen=None if held.row is None else held.row.token,
         )
     return view_of(verdict, held.live)
+
+
+async def _carry_out(session: Session, held: Held, verdict: Verdict, request: RaiseRequest) -> None:
+    """Write what was decided, the ledger's line in any case.
+
+    A raise that was done before writes its line, too: its COMMIT then waits for all that came before it to be as safe
+    as a raise must be, which an earlier COMMIT of unknown outcome may not have been.
+    """
+    tokens = {
+        "from_token": None if held.row is None else held.row.token,
+        "to_token": request.credential.token,
+    }
+    if isinstance(verdict, Refusal):
+        await note(session, "refused", who=request.holder, why=verdict.value, **tokens)
+        return
+    if verdict is not held.row:
+        await write(session, verdict)
+    action = "confirm" if verdict is held.row else "raise"
+    await note(session, action, who=request.holder, why=f"elector {verdict.elector_id}", **tokens)
 
 
 @contextlib.asynccontextmanager
@@ -138,9 +157,7 @@ async def locked(session: Session, *, who: str) -> AsyncIterator[Held]:
             raise DatabaseUnavailable(f"the fence of {session.resource!r} stays locked by others: {problem}")
         for text in ended.values():
             await note(session, "terminate", who=who, why=text)
-        found = await _read(raiser, session.fence, session.resource, nonce=sql.SQL("f.nonce"))
-        live = LiveServer("", "") if found is None else _live(found)
-        yield Held(None if found is None else msgspec.convert(found, FenceRow), live)
+        yield await _look(session)
         await commit(raiser)
     except BaseException:
         # A connection that is lost, or whose task was cancelled, is not worth a word more: the server rolls back.
@@ -227,8 +244,12 @@ async def _read(
     return await cursor.fetchone()
 
 
-def _live(found: dict[str, Any]) -> LiveServer:
-    return LiveServer(found["live_timeline"], found["live_server_start"], found["live_fsync"])
+async def _look(session: Session) -> Held:
+    found = await _read(session.raiser, session.fence, session.resource, nonce=sql.SQL("f.nonce"))
+    if found is None:
+        return Held(row=None, live=LiveServer(timeline="", server_start=""))
+    live = LiveServer(found["live_timeline"], found["live_server_start"], found["live_fsync"])
+    return Held(row=msgspec.convert(found, FenceRow), live=live)
 
 
 def view_of(row: FenceRow, live: LiveServer) -> FenceView:
