@@ -1,0 +1,310 @@
+"""Members with real sockets, real disks and the real fence, in one process: the way of a leadership from end to end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import sqlite3
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import psycopg
+import pytest
+
+import tenure
+from tenure import LossReason, State
+from tenure.config import from_mapping
+from tenure.fence import fenced_transaction, install, rebase
+from tenure.node.member import Member
+
+BOUND_SECONDS = 20.0
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
+
+
+class Cluster:
+    """Three members; each keeps the leaderships that it won."""
+
+    def __init__(self, folder: Path, dsn: str, names: str = "abc") -> None:
+        self.folder, self.dsn = folder, dsn
+        self.ports = dict(zip(names, free_ports(len(names)), strict=True))
+        self.members: dict[str, Member] = {}
+        self.tasks: dict[str, asyncio.Task[None]] = {}
+        self.won: asyncio.Queue[tuple[str, tenure.HeldLeadership]] = asyncio.Queue()
+
+    def config(self, name: str, **sections: dict[str, object]) -> tenure.Config:
+        peers = {peer: {"raft": f"127.0.0.1:{port}", "url": f"http://{peer}.test"} for peer, port in self.ports.items()}
+        values: dict[str, dict[str, object]] = {
+            "node": {"name": name, "data_dir": str(self.folder / name)},
+            "raft": {"listen": f"127.0.0.1:{self.ports[name]}", "peers": peers},
+            "database": {"dsn": self.dsn},
+        }
+        for section, extra in sections.items():
+            values.setdefault(section, {}).update(extra)
+        return from_mapping(values)
+
+    async def start(self, name: str, **sections: dict[str, object]) -> Member:
+        opened: asyncio.Future[Member] = asyncio.get_running_loop().create_future()
+        self.tasks[name] = asyncio.create_task(self._run(name, self.config(name, **sections), opened))
+        await asyncio.wait({opened, self.tasks[name]}, return_when=asyncio.FIRST_COMPLETED)
+        if not opened.done():
+            await self.tasks.pop(name)
+        return opened.result()
+
+    async def _run(self, name: str, config: tenure.Config, opened: asyncio.Future[Member]) -> None:
+        async with tenure.open(config) as member:
+            self.members[name] = member
+            opened.set_result(member)
+            async for leadership in member.terms():
+                async with leadership:
+                    self.won.put_nowait((name, leadership))
+                    await asyncio.Event().wait()
+
+    async def leader(self) -> tuple[str, tenure.HeldLeadership]:
+        async with asyncio.timeout(BOUND_SECONDS):
+            while True:
+                name, leadership = await self.won.get()
+                if leadership.remaining() > 0:
+                    return name, leadership
+
+    async def stop(self, name: str) -> None:
+        task = self.tasks.pop(name)
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        self.members.pop(name, None)
+
+    async def close(self) -> None:
+        for name in list(self.tasks):
+            await self.stop(name)
+
+    async def until(self, holds: Callable[[], bool]) -> None:
+        async with asyncio.timeout(BOUND_SECONDS):
+            while not holds():  # noqa: ASYNC110 - the status is computed when asked; there is no event to wait for.
+                await asyncio.sleep(0.02)
+
+
+@pytest.fixture
+def fenced_database(database: str) -> str:
+    with psycopg.connect(database) as connection:
+        connection.execute(
+            "CREATE TABLE entries (entry_id bigint GENERATED ALWAYS AS IDENTITY, note text, fencing_token bigint)"
+        )
+    install(database, "payments", tables=["entries"])
+    return database
+
+
+@contextlib.asynccontextmanager
+async def running(folder: Path, dsn: str) -> AsyncIterator[Cluster]:
+    cluster = Cluster(folder, dsn)
+    try:
+        for name in cluster.ports:
+            await cluster.start(name)
+        yield cluster
+    finally:
+        await cluster.close()
+
+
+@pytest.mark.asyncio
+async def test_leader_writes_under_its_token_and_hands_over_when_it_stops(tmp_path: Path, fenced_database: str):
+    """Election, fence, fenced write, planned hand-over: the successor's token is higher and its write lands."""
+    async with running(tmp_path, fenced_database) as cluster:
+        name, leadership = await cluster.leader()
+        async with await psycopg.AsyncConnection.connect(fenced_database) as connection:
+            await connection.set_autocommit(True)
+            for _ in range(2):
+                async with fenced_transaction(connection, leadership, resource="payments") as transaction:
+                    await transaction.execute(
+                        "INSERT INTO entries (note, fencing_token) VALUES ('x', %s)", (leadership.token,)
+                    )
+                await cluster.members[name].step_down()
+                name, leadership = await cluster.leader()
+        with psycopg.connect(fenced_database) as connection:
+            tokens = [row[0] for row in connection.execute("SELECT fencing_token FROM entries ORDER BY entry_id")]
+        assert len(tokens) == 2
+        assert tokens[0] < tokens[1] < leadership.token
+
+
+@pytest.mark.asyncio
+async def test_status_shows_one_leader_and_its_followers(tmp_path: Path, fenced_database: str):
+    """Every member agrees on the term and the leader's name; only the leader shows a token and a lease."""
+    async with running(tmp_path, fenced_database) as cluster:
+        name, leadership = await cluster.leader()
+        await cluster.until(lambda: all(m.status().leader_name == name for m in cluster.members.values()))
+        states = {other: member.status() for other, member in cluster.members.items()}
+        assert [other for other, status in states.items() if status.state is State.LEADER] == [name]
+        assert {status.term for status in states.values()} == {leadership.term}
+        assert states[name].fencing_token == leadership.token
+        assert 0 < states[name].lease_remaining_ms <= 1000
+        assert all(status.lease_remaining_ms == 0 for other, status in states.items() if other != name)
+
+
+@pytest.mark.asyncio
+async def test_restarted_cluster_keeps_its_terms_and_tokens(tmp_path: Path, fenced_database: str):
+    """All members stop and start again on their directories: term and token go on rising (G4)."""
+    async with running(tmp_path, fenced_database) as cluster:
+        _, first = await cluster.leader()
+        cluster_id = next(iter(cluster.members.values())).cluster_id
+        await cluster.close()
+        while not cluster.won.empty():
+            cluster.won.get_nowait()
+        for name in cluster.ports:
+            await cluster.start(name)
+        _, second = await cluster.leader()
+        assert second.term > first.term
+        assert second.token > first.token
+        assert next(iter(cluster.members.values())).cluster_id == cluster_id
+
+
+@pytest.mark.asyncio
+async def test_refused_write_makes_the_leader_step_down(tmp_path: Path, fenced_database: str):
+    """Somebody raised the fence past it: the body is cancelled with the reason, and the refusal is counted."""
+    async with running(tmp_path, fenced_database) as cluster:
+        name, leadership = await cluster.leader()
+        with psycopg.connect(fenced_database) as connection:
+            connection.execute("UPDATE tenure.fence_payments SET token = token + 5, version = version + 1")
+        async with await psycopg.AsyncConnection.connect(fenced_database, autocommit=True) as connection:
+            with pytest.raises(tenure.StaleToken):
+                async with fenced_transaction(connection, leadership, resource="payments") as transaction:
+                    await transaction.execute("INSERT INTO entries (note, fencing_token) VALUES ('x', 1)")
+        async with asyncio.timeout(BOUND_SECONDS):
+            assert await leadership.lost is LossReason.REFUSED
+        assert cluster.members[name].status().stale_token_refusals == 1
+        assert cluster.members[name].status().state is not State.LEADER
+
+
+@pytest.mark.asyncio
+async def test_new_directories_on_an_old_database_lead_only_after_rebase(tmp_path: Path, fenced_database: str):
+    """Another cluster id is another elector: nobody leads, the reason names the command, tokens then lie above."""
+    async with running(tmp_path / "old", fenced_database) as old:
+        _, leadership = await old.leader()
+        token = leadership.token
+    async with running(tmp_path / "new", fenced_database) as new:
+        await new.until(lambda: any("tenure fence rebase" in (m.status().reason or "") for m in new.members.values()))
+        assert all(m.status().state is not State.LEADER for m in new.members.values())
+        await asyncio.to_thread(rebase, fenced_database, "payments", who="test", why="the old directories are gone")
+        _, leadership = await new.leader()
+        assert leadership.token > token
+
+
+# -- R7: directories ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.asyncio
+async def test_R7_wiped_directory_neither_joins_nor_founds(tmp_path: Path, fenced_database: str):
+    """One member lost its disk: it is refused with the way on, and the other two go on leading."""
+    async with running(tmp_path, fenced_database) as cluster:
+        await cluster.leader()
+        await cluster.stop("a")
+        (tmp_path / "a").rename(tmp_path / "lost")
+        member = await cluster.start("a")
+        async with asyncio.timeout(BOUND_SECONDS):
+            error = await asyncio.shield(member.failed)
+        assert isinstance(error, tenure.FoundingRefused)
+        assert "new data directory" in str(error)
+        cluster.tasks.pop("a").cancel()
+        await cluster.until(lambda: any(cluster.members[n].status().state is State.LEADER for n in "bc"))
+
+
+@pytest.mark.asyncio
+async def test_R7_two_of_three_do_not_found_a_cluster(tmp_path: Path, fenced_database: str):
+    """The third configured member has not answered: the reason names it, and nobody leads."""
+    cluster = Cluster(tmp_path, fenced_database)
+    try:
+        await cluster.start("a")
+        await cluster.start("b")
+        await cluster.until(lambda: cluster.members["a"].status().reason == "waiting for c to found the cluster")
+        assert cluster.members["a"].cluster_id is None
+        await cluster.start("c")
+        await cluster.leader()
+    finally:
+        await cluster.close()
+
+
+@pytest.mark.asyncio
+async def test_R7_directory_is_locked_and_bound_to_its_node(tmp_path: Path, fenced_database: str):
+    """A second process on it, another node's name and another cluster's name are each refused by name."""
+    cluster = Cluster(tmp_path, fenced_database)
+    try:
+        await cluster.start("a")
+        with pytest.raises(tenure.DirectoryInUse, match=r"node\.data_dir .* is in use by process \d+"):
+            await cluster.start("b", node={"data_dir": str(tmp_path / "a")})
+        await cluster.stop("a")
+        with pytest.raises(tenure.WrongCluster, match="belongs to node 'a'"):
+            await cluster.start("b", node={"data_dir": str(tmp_path / "a")})
+        with pytest.raises(tenure.WrongCluster, match=r"cluster\.name"):
+            await cluster.start("a", cluster={"name": "another"})
+    finally:
+        await cluster.close()
+
+
+@pytest.mark.asyncio
+async def test_R4_file_that_differs_from_the_log_is_named_and_the_log_is_used(
+    tmp_path: Path, fenced_database: str, caplog: pytest.LogCaptureFixture
+):
+    """The times were founded once; a node whose file says otherwise says so and goes on with the cluster's."""
+    async with running(tmp_path, fenced_database) as cluster:
+        await cluster.leader()
+        await cluster.stop("a")
+        with caplog.at_level("WARNING", logger="tenure.node"):
+            await cluster.start("a", lease={"duration_ms": 5000})
+        await cluster.until(lambda: "lease_duration_ms: the cluster uses 1000, this file says 5000" in caplog.text)
+
+
+# -- R2: storage ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.asyncio
+async def test_R2_storage_error_ends_the_node_and_its_leadership(
+    tmp_path: Path, fenced_database: str, monkeypatch: pytest.MonkeyPatch
+):
+    """A disk that fails under the leader: its leadership ends, it sends nothing more, the owner is told to exit."""
+    async with running(tmp_path, fenced_database) as cluster:
+        name, leadership = await cluster.leader()
+        member = cluster.members[name]
+
+        def fail(**_: object) -> None:
+            raise tenure.SyncFailed("the disk is gone")
+
+        store = member._driver._require_directory().store
+        monkeypatch.setattr(store, "save", fail)
+        member._driver.post(lambda core: core.change_settings(core.state.settings, core.consensus._ticked_until))
+        async with asyncio.timeout(BOUND_SECONDS):
+            error = await asyncio.shield(member.failed)
+            assert await leadership.lost is LossReason.FAILED
+        assert isinstance(error, tenure.SyncFailed)
+        assert member.status().state is State.FOLLOWER
+        other, successor = await cluster.leader()
+        assert other != name
+        assert successor.token > leadership.token
+        with pytest.raises(tenure.SyncFailed):
+            await cluster.tasks.pop(name)
+
+
+def test_R2_bit_flip_in_the_log_is_found_and_named(tmp_path: Path):
+    """A stored batch whose bytes changed is never applied."""
+    from tenure.storage import SqliteLogStore
+
+    path = tmp_path / "raft.sqlite3"
+    store = SqliteLogStore(path)
+    store.save(first=1, entries=b"some entries", hard_state=(1, 2, 0))
+    store.close()
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("UPDATE batch SET entries = CAST('some entriez' AS BLOB)")
+        connection.commit()
+    store = SqliteLogStore(path)
+    with pytest.raises(tenure.LogCorrupt) as caught:
+        store.load()
+    store.close()
+    assert caught.value.index == 1
+    assert str(path) in str(caught.value)

@@ -1,0 +1,168 @@
+"""The peer transport: frames and their bounds, the handshake, and bytes from strangers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import struct
+from collections.abc import AsyncIterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from support.virtual_cluster import SETTINGS
+from tenure.core.founding import PROTOCOL_VERSION, Hello
+from tenure.transport import frames
+from tenure.transport.frames import FRAME_LIMIT, FrameError, Kind
+from tenure.transport.tcp import Identity, TcpTransport
+
+CLUSTER = bytes(range(16))
+IDS = {"a": 1, "b": 2}
+
+
+def hello(name: str, *, cluster: bytes = CLUSTER, incarnation: int = 5) -> Hello:
+    return Hello(
+        protocol=PROTOCOL_VERSION,
+        cluster_name="test",
+        cluster_id=cluster.hex(),
+        name=name,
+        directory_id=name,
+        incarnation=incarnation,
+        member_names=("a", "b"),
+        settings=SETTINGS,
+    )
+
+
+@given(st.binary(max_size=300))
+def test_R3_any_bytes_are_a_frame_or_a_frame_error(data: bytes):
+    """The decoder answers every input with a value or FrameError, nothing else."""
+    with contextlib.suppress(FrameError):
+        frame = frames.decode(data)
+        if frame.kind is Kind.HELLO:
+            frames.decode_hello(frame.payload)
+
+
+@given(st.binary(max_size=300))
+def test_R3_any_hello_is_a_hello_or_a_frame_error(data: bytes):
+    """The MessagePack inside is bounded by its frame and its shape."""
+    with contextlib.suppress(FrameError):
+        frames.decode_hello(data)
+
+
+@pytest.mark.parametrize("length", [0, 1, 32, FRAME_LIMIT + 1, 2**32 - 1])
+def test_R3_length_outside_the_bounds_is_refused_before_anything_is_allocated(length: int):
+    """Four bytes from a stranger never reserve memory."""
+    with pytest.raises(FrameError):
+        frames.decode_length(struct.pack(">I", length), limit=FRAME_LIMIT)
+
+
+class Peer:
+    """One transport and what it received."""
+
+    def __init__(self, name: str, peers: dict[str, str], *, listen: str = "127.0.0.1:0") -> None:
+        self.received: asyncio.Queue[tuple[int, bytes]] = asyncio.Queue()
+        self.hello = hello(name)
+        self.transport = TcpTransport(
+            listen=listen,
+            peers=peers,
+            identity=lambda: Identity(self.hello, CLUSTER, IDS[name]),
+            admit=lambda other, _: None if other.cluster_id == CLUSTER.hex() else "another cluster",
+            raft_id_of=IDS.get,
+            on_payload=lambda sender, payload: self.received.put_nowait((sender, payload)),
+            on_hello=lambda _: None,
+        )
+
+
+@contextlib.asynccontextmanager
+async def pair() -> AsyncIterator[tuple[Peer, Peer, int]]:
+    """Two connected transports: ``b`` dials ``a``."""
+    a = Peer("a", {})
+    port = await a.transport.start()
+    b = Peer("b", {"a": f"127.0.0.1:{port}"})
+    await b.transport.start()
+    try:
+        async with asyncio.timeout(10):
+            while 1 not in b.transport.connected():  # noqa: ASYNC110 - a handshake leaves no event behind.
+                await asyncio.sleep(0.005)
+        yield a, b, port
+    finally:
+        await b.transport.close()
+        await a.transport.close()
+
+
+@pytest.mark.asyncio
+async def test_payloads_arrive_in_order():
+    """One ordered stream for each pair."""
+    async with pair() as (a, b, _), asyncio.timeout(10):
+        for number in range(200):
+            b.transport.send(1, b"%d" % number)
+        assert [await a.received.get() for _ in range(200)] == [(2, b"%d" % number) for number in range(200)]
+
+
+@pytest.mark.asyncio
+async def test_send_to_a_member_that_is_not_connected_is_dropped_and_counted():
+    """A queue that nobody reads is not kept."""
+    async with pair() as (a, _, _):
+        a.transport.send(2, b"nobody dialled")
+        assert a.transport.dropped_frames == 1
+
+
+async def stranger(port: int, *blobs: bytes) -> bytes:
+    """Send raw bytes and read until the other side closes."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    with contextlib.closing(writer), contextlib.suppress(ConnectionError):
+        for blob in blobs:
+            writer.write(blob)
+        await writer.drain()
+        writer.write_eof()
+        return await reader.read()
+    return b""
+
+
+def frame(kind: Kind, payload: bytes, *, cluster: bytes = CLUSTER, sender: int = 2, incarnation: int = 5) -> bytes:
+    return frames.encode(kind, cluster=cluster, sender=sender, incarnation=incarnation, payload=payload)
+
+
+GREETING = frame(Kind.HELLO, frames.encode_hello(hello("b")))
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    "blobs",
+    [
+        [b"GET / HTTP/1.1\r\n\r\n"],
+        [b"\x00" * 64],
+        [frame(Kind.MESSAGES, b"no hello first")],
+        [frame(Kind.HELLO, b"malformed")],
+        [GREETING, frame(Kind.MESSAGES, b"x", sender=1)],
+        [GREETING, frame(Kind.MESSAGES, b"x", sender=77)],
+        [GREETING, frame(Kind.MESSAGES, b"x", incarnation=4)],
+        [GREETING, frame(Kind.MESSAGES, b"x", cluster=bytes(16))],
+        [GREETING, struct.pack(">I", FRAME_LIMIT + 1)],
+        [frame(Kind.HELLO, frames.encode_hello(hello("b", cluster=bytes(16)))), frame(Kind.MESSAGES, b"x")],
+    ],
+)
+async def test_R3_frames_of_strangers_deliver_nothing(blobs: list[bytes]):
+    """No hello, another sender, another incarnation, another cluster, too long: the stream ends, nothing arrives."""
+    async with pair() as (a, b, port), asyncio.timeout(10):
+        await stranger(port, *blobs)
+        b.transport.send(1, b"still here")
+        # A stranger that greets as ``b`` replaces its stream; ``b`` dials again, so its frame may need another try.
+        while a.received.empty():
+            b.transport.send(1, b"still here")
+            await asyncio.sleep(0.01)
+        assert await a.received.get() == (2, b"still here")
+
+
+@pytest.mark.asyncio
+async def test_newer_stream_of_a_sender_replaces_the_older():
+    """Frames of an old connection are dropped: raft-rs 0.7.0 wants no reordered replies."""
+    async with pair() as (a, b, port), asyncio.timeout(10):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(GREETING + frame(Kind.MESSAGES, b"newer"))
+        assert await a.received.get() == (2, b"newer")
+        while 1 in b.transport.connected():  # noqa: ASYNC110 - the old stream ends when the other side aborts it.
+            await asyncio.sleep(0.005)
+        writer.close()
+        del reader
