@@ -94,8 +94,8 @@ CASES = {
         (SPLIT, None, Basis.NONE, [FOLLOWER, STALE, FOLLOWER]),
     ),
     "a copy shows the very token, but the fence names the other": (
-        Evidence(nodes=(HEALTHY[1], node("1c", "leader", fencing_token=7)), fence=fence(7, "1b")),
-        (SPLIT, "1b", Basis.FENCE, [TRUE, STALE]),
+        Evidence(nodes=(node("1a", "leader", fencing_token=7), HEALTHY[1]), fence=fence(7, "1b")),
+        (SPLIT, "1b", Basis.FENCE, [STALE, TRUE]),
     ),
     "a leader that tells only its state is the holder by name": (
         Evidence(nodes=(node("1a", "follower"), node("1b", "leader")), fence=fence(7, "1b")),
@@ -245,6 +245,12 @@ def test_weaker_evidence_is_called_so_when_no_fence_was_seen():
 def test_two_writers_under_one_token_are_found_when_the_rows_show_them():
     judgement = judge(Evidence(nodes=HEALTHY, writes=(span("1b", 5, 0, 20), span("1c", 5, 0, 19))))
     assert any("token 5 was written by payment-1b and payment-1c" in finding for finding in judgement.findings)
+
+
+def test_holder_that_waits_is_told_when_it_does_not_lead_yet():
+    judgement = judge(Evidence(nodes=(node("1b", "candidate"),), fence=fence(7, "1b")))
+    assert judgement.verdict is NONE
+    assert "the fence names it as its holder, but it does not lead" in reasons(judgement, "1b")
 
 
 def test_server_change_is_found_when_the_fence_was_raised_on_another_server():

@@ -171,4 +171,5 @@ def _show_database(result: Survey) -> None:
         emit_text(f"\nfence of {fence.resource}: token {fence.token}, holder {fence.holder or 'nobody'}")
         for entry in database.ledger:
             tokens = " to ".join(str(token) for token in (entry.from_token, entry.to_token) if token is not None)
-            emit_text(f"  {entry.at}  {entry.action} {tokens} by {entry.who}: {entry.why}")
+            what = f"{entry.action} {tokens}".rstrip()
+            emit_text(f"  {entry.at}  {what} by {entry.who}: {entry.why}")

@@ -242,10 +242,15 @@ class _Case:
         return text
 
     def _against_the_fence(self, view: NodeView) -> list[str]:
-        """What the fence has to say about a node that leads, or that cannot be asked."""
-        if view.state not in ("leader", None):
-            return []
+        """What the fence has to say about a node that leads, that it names, or that cannot be asked."""
         fence = self.fence
+        if view.state not in ("leader", None):
+            named = fence is not None and view.name == fence.holder
+            return (
+                ["the fence names it as its holder, but it does not lead: it waits, or it stepped down"]
+                if named
+                else []
+            )
         if fence is None:
             return [] if view.state else ["no fence was seen that would refuse its writes, if it still runs"]
         holder = f"raised by {fence.holder}" if fence.holder else "and nobody holds it"
