@@ -4,9 +4,11 @@
 //! (RUSTSEC-2024-0437). This codec is flat: no recursion, no optional fields, little-endian fixed-width numbers.
 //! Every count and length is checked against the bytes that are left before anything is allocated, and every number
 //! against [`NUMBER_MAX`], so that arithmetic on it cannot overflow. Entries carry no index: they follow one another
-//! from a first index, so a gap cannot even be written down.
+//! from a first index, so a gap cannot even be written down; and their terms never fall.
 //!
 //! It must never judge: whether a well-formed message is let in is decided in `engine.rs` (R3).
+
+use std::ops::RangeInclusive;
 
 use bytes::{Buf, Bytes};
 use raft::eraftpb::{
@@ -94,7 +96,7 @@ pub fn decode_batch(blob: &[u8]) -> Decoded<Vec<Entry>> {
         return Err(Malformed("unknown version of a stored batch"));
     }
     let first = reader.number()?;
-    let entries = reader.entries(first)?;
+    let entries = reader.entries(first, 1..=NUMBER_MAX)?;
     if entries.is_empty() || first == 0 {
         return Err(Malformed("a stored batch without entries, or with index 0"));
     }
@@ -250,14 +252,19 @@ impl Reader {
         Ok(self.bytes.split_to(count))
     }
 
-    fn entries(&mut self, first: u64) -> Decoded<Vec<Entry>> {
+    fn entries(&mut self, first: u64, terms: RangeInclusive<u64>) -> Decoded<Vec<Entry>> {
         let count = self.u32()?;
         if count > self.bytes.remaining() / ENTRY_BYTES_MIN {
             return Err(Malformed("more entries than bytes"));
         }
+        let (mut lowest, highest) = terms.into_inner();
         let mut entries = Vec::with_capacity(count);
         for index in (first..).take(count) {
             let term = self.number()?;
+            if !(lowest..=highest).contains(&term) {
+                return Err(Malformed("the term of an entry does not fit"));
+            }
+            lowest = term;
             let entry_type = match self.u8()? {
                 0 => EntryType::EntryNormal,
                 2 => EntryType::EntryConfChangeV2,
@@ -326,7 +333,8 @@ impl Reader {
         match kind {
             MessageType::MsgAppend => {
                 let first = message.index + 1;
-                message.set_entries(self.entries(first)?.into());
+                let terms = message.log_term.max(1)..=message.term;
+                message.set_entries(self.entries(first, terms)?.into());
             }
             MessageType::MsgSnapshot => message.set_snapshot(self.snapshot()?),
             _ => {}

@@ -62,9 +62,7 @@ impl Engine {
                 Err(text) => text,
             },
         };
-        let dead = std::mem::replace(&mut *state, State::Poisoned(failure.clone()));
-        // What a panic left behind may panic again when it is dropped: it is given up instead.
-        std::mem::forget(dead);
+        *state = State::Poisoned(failure.clone());
         Err(EngineError::new_err(format!(
             "the engine failed and is unusable: {failure}"
         )))
@@ -191,7 +189,7 @@ impl Engine {
         self.alter(py, |node| Ok(node.propose(&commands)?))
     }
 
-    #[pyo3(signature = (changes, context = &b""[..]))]
+    #[pyo3(signature = (changes, context = &b""[..]), text_signature = "($self, changes, context=b\"\")")]
     fn propose_conf_change(
         &self,
         py: Python<'_>,

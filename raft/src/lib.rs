@@ -36,7 +36,10 @@ fn message_kinds(payload: &[u8]) -> PyResult<Vec<(&'static str, u64, u64, u64)>>
 }
 
 #[pyfunction]
-#[pyo3(signature = (kind, *, sender, to, term, context = &b""[..], index = 0, log_term = 0, commit = 0))]
+#[pyo3(
+    signature = (kind, *, sender, to, term, context = &b""[..], index = 0, log_term = 0, commit = 0),
+    text_signature = "(kind, *, sender, to, term, context=b\"\", index=0, log_term=0, commit=0)"
+)]
 #[allow(clippy::too_many_arguments)]
 fn encode_message<'py>(
     py: Python<'py>,

@@ -3,9 +3,20 @@
 from collections.abc import Sequence
 from typing import Literal, final
 
-Role = Literal["leader", "follower", "candidate", "pre_candidate"]
-EntryKind = Literal["command", "empty", "conf_change"]
-ChangeKind = Literal["add_voter", "add_learner", "remove"]
+__all__ = [
+    "Advanced",
+    "Engine",
+    "EngineError",
+    "ProposalDropped",
+    "Ready",
+    "decode_batch",
+    "encode_message",
+    "message_kinds",
+]
+
+_Role = Literal["leader", "follower", "candidate", "pre_candidate"]
+_EntryKind = Literal["command", "empty", "conf_change"]
+_ChangeKind = Literal["add_voter", "add_learner", "remove"]
 
 class EngineError(Exception):
     """The engine broke an invariant of its own and is unusable, or it was called out of order.
@@ -63,7 +74,8 @@ class Engine:
             snapshot: Index, term and data that stand for everything up to that index.
             max_size_per_message: Bytes of entries in one message, at most 1 MiB.
             max_inflight_messages: Messages on their way to one peer.
-            max_uncommitted_size: Bytes of commands that may wait for a quorum; beyond it proposals are dropped.
+            max_uncommitted_size: Bytes of commands that may wait for a quorum, at least ``max_size_per_message``;
+                beyond it proposals are dropped.
 
         Raises:
             ValueError: an argument or a stored batch is malformed, or they contradict one another.
@@ -95,7 +107,7 @@ class Engine:
             ValueError: no command, or one of a wrong size.
         """
 
-    def propose_conf_change(self, changes: Sequence[tuple[ChangeKind, int]], context: bytes = b"") -> None:
+    def propose_conf_change(self, changes: Sequence[tuple[_ChangeKind, int]], context: bytes = b"") -> None:
         """Propose a change of the members; several at once pass through a joint configuration by themselves.
 
         Raises:
@@ -174,7 +186,7 @@ class Engine:
         """The leader of this term as far as it is known, else 0."""
 
     @property
-    def role(self) -> Role: ...
+    def role(self) -> _Role: ...
     @property
     def voters(self) -> list[int]: ...
     @property
@@ -206,7 +218,7 @@ class Ready:
         """Whether term or vote differ from what was last advanced: then nothing leaves before it is durable (R1)."""
 
     @property
-    def role(self) -> Role | None:
+    def role(self) -> _Role | None:
         """The role, if role or leader changed."""
 
     @property
@@ -242,14 +254,14 @@ class Advanced:
         """Messages that had to wait for the fsync, by peer."""
 
     @property
-    def committed(self) -> list[tuple[int, int, EntryKind, bytes]]:
+    def committed(self) -> list[tuple[int, int, _EntryKind, bytes]]:
         """Entries to apply, in order: index, term, kind, data."""
 
     @property
     def commit(self) -> int | None:
         """The commit index, if it rose; it need not be durable by itself."""
 
-def decode_batch(blob: bytes) -> list[tuple[int, int, EntryKind, bytes]]:
+def decode_batch(blob: bytes) -> list[tuple[int, int, _EntryKind, bytes]]:
     """The entries of a stored blob: index, term, kind, data. ``ValueError`` if it is malformed."""
 
 def message_kinds(payload: bytes) -> list[tuple[str, int, int, int]]:
