@@ -32,8 +32,8 @@ TAKEOVER_SECONDS_MAX = 5.0
 class Demo:
     """One run of the command, with what it printed and what it left behind."""
 
-    def __init__(self, folder: Path, *arguments: str) -> None:
-        self.port = free_base_port()
+    def __init__(self, folder: Path, *arguments: str, port: int | None = None) -> None:
+        self.port = port or free_base_port()
         self.mark = uuid.uuid4().hex
         self.errors = folder / f"{self.mark}.stderr"
         self.folder = folder
@@ -122,8 +122,8 @@ def start(folder: Path) -> Iterator[Callable[..., Demo]]:
     """Starts demos; whatever a test did to them, none is left afterwards."""
     demos: list[Demo] = []
 
-    def launch(*arguments: str) -> Demo:
-        demos.append(Demo(folder, *arguments))
+    def launch(*arguments: str, port: int | None = None) -> Demo:
+        demos.append(Demo(folder, *arguments, port=port))
         return demos[-1]
 
     yield launch
@@ -241,7 +241,7 @@ def test_demo_s_commands_work_as_printed_when_a_newcomer_copies_them(start) -> N
         shown = "leader" if name == leader["name"] else "follower"
         assert state == f'{{"state": "{shown}", "term": {term}}}'
 
-    printed = [line.split(maxsplit=1)[1] for line in demo.said().splitlines()]
+    printed = [line.strip() for line in demo.said().splitlines()]
     (query,) = [line for line in printed if "GROUP BY node_id" in line]
     answer = subprocess.run(shlex.split(query), capture_output=True, text=True, check=True)
     assert leader["name"] in answer.stdout
@@ -285,14 +285,14 @@ def test_demo_keeps_the_database_elsewhere_when_its_user_cannot_reach_the_folder
 
 
 def test_demo_starts_nothing_and_names_the_port_when_it_is_in_use(start, folder) -> None:
-    demo_port = free_base_port()
+    port = free_base_port()
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", demo_port))
+        taken.bind(("127.0.0.1", port))
         taken.listen()
-        demo = start("--port", str(demo_port), "--for", "5")
+        demo = start("--for", "5", port=port)
         code, out = demo.end(20)
     assert (code, out) == (1, "")
-    assert f"port {demo_port} on 127.0.0.1, wanted for HTTP, is not free" in demo.said()
+    assert f"port {port} on 127.0.0.1, wanted for HTTP, is not free" in demo.said()
     assert "--port" in demo.said()
     assert demo.survivors() == []
 

@@ -55,5 +55,6 @@ def demo(
         emit_json(facts)
     else:
         for name, value in facts.items():
-            emit_text(f"{name.replace('_', ' '):<24}{'-' if value is None else value}")
+            shown = ", ".join(map(str, value)) if isinstance(value, list) else value
+            emit_text(f"{name.replace('_', ' '):<24}{'-' if shown in (None, '') else shown}")
     return ExitCode.OK if summary.clean else ExitCode.VERIFICATION_FAILED

@@ -42,6 +42,7 @@ class Node:
         self.paused = False
         self.stopped = False
         self.answer: dict[str, Any] | None = None
+        self.answered = False
         self.answered_once = False
         self.started_at = 0.0
         self.early_exits = 0
@@ -67,7 +68,7 @@ class Node:
             return "paused"
         if self.answer is not None:
             return str(self.answer["state"])
-        return "silent" if self.answered_once else "starting"
+        return "silent" if self.answered else "starting"
 
     def fact(self, key: str) -> Any:
         """One value of its last answer, or None."""
@@ -161,7 +162,7 @@ class Cluster:
         """Run one node, and run it again a few seconds after it ends, for as long as the demo lasts."""
         while True:
             node.started_at = time.monotonic()
-            node.process = self._spawn(node)
+            node.process, node.answered = self._spawn(node), False
             self._show()
             code = await _ended(node.process)
             node.process, node.answer, node.paused = None, None, False
@@ -215,7 +216,8 @@ class Cluster:
         if node.process is not process or node.paused:
             return
         node.answer = answer if isinstance(answer, dict) and "state" in answer else None
-        node.answered_once = node.answered_once or node.answer is not None
+        node.answered = node.answered or node.answer is not None
+        node.answered_once = node.answered_once or node.answered
 
     async def _stop_node(self, node: Node) -> None:
         process, node.stopped = node.process, True

@@ -26,8 +26,12 @@ _STYLES = {"leader": "bold green", "follower": "cyan", "candidate": "yellow", "l
 class Display(Protocol):
     """Where the demo tells what happens."""
 
+    def say(self, text: str) -> None:
+        """Show a line that stays, exactly as it is: a command that can be copied."""
+        ...
+
     def note(self, text: str) -> None:
-        """Show one event."""
+        """Show one event, with its time."""
         ...
 
     async def follow(self, cluster: Cluster, load: Load) -> None:
@@ -41,10 +45,14 @@ class LineDisplay:
     def __init__(self) -> None:
         self._started = time.monotonic()
 
-    def note(self, text: str) -> None:
-        """Print one event."""
-        sys.stderr.write(f"{time.monotonic() - self._started:7.1f}s  {text}\n")
+    def say(self, text: str) -> None:
+        """Print a line as it is."""
+        sys.stderr.write(f"{text}\n")
         sys.stderr.flush()
+
+    def note(self, text: str) -> None:
+        """Print one event after the seconds since the start."""
+        self.say(f"{time.monotonic() - self._started:7.1f}s  {text}")
 
     async def follow(self, cluster: Cluster, load: Load) -> None:
         """Print who leads and how fast payments go, every second."""
@@ -64,11 +72,16 @@ class LiveDisplay:
         self._notes: deque[str] = deque(maxlen=NOTES_SHOWN)
         self._live = False
 
+    def say(self, text: str) -> None:
+        """Print a line as it is; the terminal alone may wrap it, so that a copy of it is one line."""
+        self._console.print(text, markup=False, soft_wrap=True)
+
     def note(self, text: str) -> None:
         """Show one event: in the picture while there is one, as a line before and after."""
-        self._notes.append(f"{time.strftime('%H:%M:%S')}  {text}")
-        if not self._live:
-            self._console.print(text, markup=False)
+        if self._live:
+            self._notes.append(f"{time.strftime('%H:%M:%S')}  {text}")
+        else:
+            self.say(text)
 
     async def follow(self, cluster: Cluster, load: Load) -> None:
         """Redraw the picture four times a second; the last one stays on the screen."""

@@ -175,19 +175,25 @@ class _Demo:
 
     def _show_commands(self, cluster: Cluster, database: EmbeddedPostgres) -> None:
         leader = cluster.leader or cluster.nodes[0]
-        query = shlex.join([str(database.bin_dir / "psql"), database.dsn, "-c", report.WHO_WRITES])
-        tenure = Path(sys.executable).with_name("tenure")
+        query = shlex.join([_short(database.bin_dir / "psql"), database.dsn, "-c", report.WHO_WRITES])
+        tenure = shlex.quote(_short(Path(sys.executable).with_name("tenure")))
+        record = shlex.quote(str(self._folder.record))
         lines = [
             f"{leader.name} leads term {leader.fact('term')} with token {leader.fact('fencing_token')}. Try next:",
             *(f"  curl {node.plan.url}/v1/state" for node in cluster.nodes),
             f"  {query}",
             f'  grep "INSERT INTO payment_events" {shlex.quote(str(self._folder.logs))}/*.log | tail -20',
             f"  kill -9 {leader.pid}      (the leader; another takes over, nothing is lost or paid twice)",
-            f"  {tenure} recover survey --demo {shlex.quote(str(self._folder.root))}",
-            f"Ctrl-C stops everything. Process ids, addresses and the DSN: {self._folder.record}",
+            f"  {tenure} recover survey --demo {record}",
+            f"Ctrl-C stops everything. Process ids, addresses and the DSN: {record}",
         ]
         for line in lines:
-            self._display.note(line)
+            self._display.say(line)
+
+
+def _short(path: Path) -> str:
+    """The path as one would type it here."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def _environment() -> dict[str, str]:
