@@ -227,6 +227,16 @@ def test_logs_alone_are_enough_when_nothing_else_is_named(tmp_path: Path, capsys
     assert verdicts(document) == {"payment-1b": "silent"}
 
 
+def test_logs_may_be_given_as_the_shell_expands_them_when_a_pattern_is_not_quoted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    for name in ("payment-1a", "payment-1b"):
+        (tmp_path / f"{name}.log").write_text("INSERT INTO payment_events token=7\n")
+    code, document = survey(capsys, "--log", *map(str, tmp_path.glob("*.log")))
+    assert code == 3
+    assert list(verdicts(document)) == ["payment-1a", "payment-1b"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

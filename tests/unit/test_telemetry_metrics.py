@@ -14,9 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from tenure.telemetry import render_metrics
 from tenure.types import State, Status
 
-OPENMETRICS = (
-    "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,*/*;q=0.1"
-)
+OPENMETRICS = "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,*/*;q=0.1"
 
 FRESH = Status(
     state=State.FOLLOWER,
@@ -96,9 +94,7 @@ def test_counters_are_typed_unknown_when_openmetrics_is_asked_for():
 
 
 def test_both_formats_tell_the_same_when_parsed_by_their_own_parsers():
-    leading = status(
-        state=State.LEADER, term=6, fencing_token=2**53 - 1, lease_remaining_ms=873, elections_observed=2
-    )
+    leading = status(state=State.LEADER, term=6, fencing_token=2**53 - 1, lease_remaining_ms=873, elections_observed=2)
     text = samples(render_metrics(leading)[0])
     openmetrics = samples(render_metrics(leading, accept=OPENMETRICS)[0], parse_openmetrics)
     assert text == openmetrics
@@ -142,7 +138,5 @@ def test_only_the_three_given_names_are_blamed_when_promtool_checks_the_metrics(
         timeout=60,
         check=False,
     )
-    blamed = {
-        line.split()[0] for line in (result.stdout + result.stderr).decode().splitlines() if line.strip()
-    }
+    blamed = {line.split()[0] for line in (result.stdout + result.stderr).decode().splitlines() if line.strip()}
     assert blamed == {"raft_election_count", "fencing_token_failures"}

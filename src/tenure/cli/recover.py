@@ -29,6 +29,7 @@ Endpoints = Annotated[
     Parameter(
         name="--endpoint",
         negative_iterable="",
+        consume_multiple=True,
         help="Base URL of a node, http://payment-1b:8080; repeat it for each. Default: TENURE_ENDPOINTS, else a "
         "running demo.",
     ),
@@ -39,6 +40,7 @@ Logs = Annotated[
     Parameter(
         name="--log",
         negative_iterable="",
+        consume_multiple=True,
         help="Log file or pattern; repeat it. Default: /var/log/payment-service/*.log",
     ),
 ]

@@ -68,15 +68,14 @@ def find_targets(
 
 
 def _base_url(text: str) -> str:
-    url = text if "://" in text else f"http://{text}"
     try:
-        parts = urlsplit(url)
-        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        usable = False
-    if not usable:
-        raise ConfigError("--endpoint", f"{text!r} is no URL of a node; write it as http://payment-1b:8080")
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
+        parts = urlsplit(text if "://" in text else f"http://{text}")
+        if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
+            # User and password are dropped: the URL is shown.
+            return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
+    except ValueError:  # a port or an IPv6 address that is none
+        pass
+    raise ConfigError("--endpoint", f"{text!r} is no URL of a node; write it as http://payment-1b:8080")
 
 
 def _read_demo(path: Path) -> Targets:

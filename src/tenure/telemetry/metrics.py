@@ -73,9 +73,7 @@ class _StatusCollector(Collector):
             "1 while this member holds a valid lease and a raised fence, else 0.",
             int(status.state is State.LEADER),
         )
-        yield GaugeMetricFamily(
-            "tenure_term", "The highest term that this member durably knows.", status.term
-        )
+        yield GaugeMetricFamily("tenure_term", "The highest term that this member durably knows.", status.term)
         yield GaugeMetricFamily(
             "tenure_lease_remaining_seconds",
             "Seconds for which this member may still believe that it leads; 0 without a lease.",
@@ -87,9 +85,7 @@ class _StatusCollector(Collector):
                 "The fencing token of this member's present holding.",
                 status.fencing_token,
             )
-        yield InfoMetricFamily(
-            "tenure_build", "The version of Tenure that runs here.", {"version": _version()}
-        )
+        yield InfoMetricFamily("tenure_build", "The version of Tenure that runs here.", {"version": _version()})
 
 
 @cache
