@@ -142,7 +142,8 @@ class EmbeddedPostgres:
 
     def stop(self) -> None:
         """Stop the server, roll back what is open, and remove the folder if it was a temporary one."""
-        self.halt()
+        # What is thrown away needs no last checkpoint.
+        self.halt(immediate=self._temporary)
         if self._temporary:
             shutil.rmtree(self.home, ignore_errors=True)
 
