@@ -9,10 +9,12 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -108,9 +110,6 @@ class Demo:
 @pytest.fixture
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder that other users may pass, as the database's own user must when root runs the tests."""
-    import shutil
-    import tempfile
-
     path = Path(tempfile.mkdtemp(prefix="tenure-test-"))
     path.chmod(0o755)
     yield path
@@ -249,6 +248,9 @@ def test_demo_s_commands_work_as_printed_when_a_newcomer_copies_them(start) -> N
     rows = subprocess.run(["bash", "-c", grep], capture_output=True, text=True, check=True)
     assert leader["name"] in rows.stdout
     assert f"kill -9 {leader['pid']} " in demo.said()
+    (survey,) = [line for line in printed if "recover survey" in line]
+    looked = subprocess.run(shlex.split(survey), capture_output=True, text=True, check=True)
+    assert leader["name"] in looked.stdout
 
     demo.process.send_signal(signal.SIGINT)
     assert_clean(demo.summary(30))
@@ -265,6 +267,25 @@ def test_demo_goes_on_where_it_ended_when_its_data_folder_is_used_again(start, f
     assert {node["state"] for node in record["nodes"]} == {"stopped"}
 
 
+def test_demo_has_no_leader_until_the_rebase_when_only_the_nodes_are_new(start, folder) -> None:
+    """New data directories on the old database: the fence refuses them, and the words name the way on."""
+    kept = folder / "kept"
+    first = start("--for", "2", "--data-dir", str(kept), "-o", "json").summary()
+    shutil.rmtree(kept / "nodes")
+    demo = start("--data-dir", str(kept), "-o", "json")
+    until(lambda: "tenure fence rebase payments" in demo.said(), 30)
+    assert {node["state"] for node in demo.record()["nodes"]} <= {"follower", "candidate"}
+    dsn = demo.record()["database"]["dsn"]
+    rebase = [TENURE, "fence", "rebase", "payments", "--dsn", dsn, "--reason", "the old nodes are gone"]
+    subprocess.run(rebase, capture_output=True, check=True)
+    demo.node_that_leads()
+    demo.wait_for_payments(first["payments_acknowledged"] + 20)
+    demo.process.send_signal(signal.SIGINT)
+    second = demo.summary(30)
+    assert_clean(second)
+    assert second["fencing_token"] > first["fencing_token"]
+
+
 def test_demo_keeps_the_database_elsewhere_when_its_user_cannot_reach_the_folder(start, folder) -> None:
     """`--data-dir $(mktemp -d)` by root: the folder keeps its mode, and both runs find the same database."""
     if os.geteuid() != 0:
@@ -279,8 +300,6 @@ def test_demo_keeps_the_database_elsewhere_when_its_user_cannot_reach_the_folder
         assert second["payments_acknowledged"] > first["payments_acknowledged"]
         assert_clean(second)
     finally:
-        import shutil
-
         shutil.rmtree(elsewhere.parent)
 
 

@@ -126,13 +126,18 @@ class Cluster:
         return max(leaders, key=lambda node: node.fact("fencing_token") or 0, default=None)
 
     async def wait_for_leader(self, seconds: float) -> Node:
-        """Wait until a node leads.
+        """Wait until a node leads; what a node says about why it does not is shown as it comes.
 
         Raises:
             DemoError: nobody leads after ``seconds``, or a node cannot be started.
         """
         deadline = time.monotonic() + seconds
+        told: set[str] = set()
         while (leader := self.leader) is None:
+            reasons = {f"{node.name}: {node.fact('reason')}" for node in self.nodes if node.fact("reason")}
+            for reason in sorted(reasons - told):
+                self._note(reason)
+            told |= reasons
             if self.failed.done():
                 self.failed.result()
             if time.monotonic() > deadline:
