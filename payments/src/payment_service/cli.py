@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any, Final, NoReturn
 
@@ -62,11 +63,12 @@ def run(*, config: ConfigFile = None, dsn: Dsn = None, data_dir: Directory = Non
     # Until the event loop has handlers of its own, both signals end the start in the same way.
     signal.signal(signal.SIGTERM, _interrupt)
     settings = _settings(config, {"database.dsn": dsn, "node.data_dir": data_dir, "node.log_dir": log_dir})
-    listener = service.bind(settings.http.listen)
-    log = ServiceLog(settings.node.log_dir, cluster=settings.cluster.name, node=settings.node.name)
-    try:
+    database, cluster, node = settings.database, settings.cluster, settings.node
+    with (
+        closing(service.bind(settings.http.listen)) as listener,
+        closing(ServiceLog(node.log_dir, cluster=cluster.name, node=node.name)) as log,
+    ):
         log.attach_standard_logging()
-        database = settings.database
         migrations.wait_for_database(database.dsn, timeout_ms=database.start_timeout_ms)
         if database.auto_migrate:
             migrations.migrate(database.dsn, settings.fence.resource)
@@ -74,9 +76,6 @@ def run(*, config: ConfigFile = None, dsn: Dsn = None, data_dir: Directory = Non
             migrations.check_schema(database.dsn)
         with asyncio.Runner(loop_factory=service.loop_factory()) as runner:
             runner.run(service.serve(settings, log=log, listener=listener, environ=os.environ))
-    finally:
-        log.close()
-        listener.close()
     return EXIT_OK
 
 
