@@ -33,6 +33,11 @@ def force_handover(cluster: VirtualCluster, old: int) -> int:
     return new
 
 
+def in_phase(cluster: VirtualCluster, phase: Phase) -> int | None:
+    """The member that is in ``phase``, if one is."""
+    return next((i for i in cluster.nodes if cluster.core(i).holding.phase is phase), None)
+
+
 # -- R8 -----------------------------------------------------------------------------------------------------------
 
 
@@ -75,15 +80,22 @@ def test_R8_answer_of_another_term_or_incarnation_does_not_renew():
 
 
 def test_R8_no_lease_before_the_own_acquire_is_committed():
-    """A leader that cannot commit its ACQUIRE holds nothing, however often a quorum hears it."""
+    """A leader that cannot commit its ACQUIRE holds nothing, however often a quorum answers its heartbeats."""
     cluster = VirtualCluster()
-    cluster.fence_delay_ms = 3000
-    assert cluster.advance(
-        8000, until=lambda: any(n.core.holding.phase is Phase.READING for n in cluster.nodes.values())
+    cluster.fence_delay_ms = 100
+    assert cluster.advance(8000, until=lambda: in_phase(cluster, Phase.READING) is not None)
+    leader = in_phase(cluster, Phase.READING)
+    assert leader is not None
+    cluster.filter = lambda sender, _, payload: (
+        sender != leader or all(kind != "append" for kind, *_ in tenure_raft.message_kinds(payload))
     )
-    cluster.advance(2500)
-    assert cluster.leaders() == []
-    assert all(node.grants == [] for node in cluster.nodes.values())
+    assert cluster.advance(300, until=lambda: cluster.core(leader).holding.phase is not Phase.READING)
+    cluster.advance(900)
+    machine = cluster.core(leader).holding
+    assert machine.span is not None
+    assert machine.phase is Phase.ACQUIRING
+    assert cluster.nodes[leader].grants == []
+    assert cluster.fence.raises == []
 
 
 def test_R8_running_holding_keeps_its_own_duration_when_the_setting_changes():
@@ -117,15 +129,16 @@ def test_R9_new_leader_waits_the_old_lease_out_when_the_election_was_forced():
 
 
 def test_R9_slow_clock_of_the_old_and_fast_clock_of_the_new_leader_stay_within_the_wait():
-    """Clocks that are wrong by the whole bound in the worst direction: still never two leases."""
-    cluster = VirtualCluster()
+    """Clocks that are wrong by the whole bound in the worst direction, the old leader asleep: never two leases."""
+    cluster = VirtualCluster(settings=msgspec.structs.replace(SETTINGS, clock_rate_error_ppm=100_000))
     old = cluster.elect()
     for raft_id, node in cluster.nodes.items():
-        base, start = cluster.now_ns, cluster.now_ns
-        rate = 0.99 if raft_id == old else 1.01
-        node.clock = lambda ns, b=base, s=start, r=rate: Reading(b + int((ns - s) * r), b + int((ns - s) * r))
+        start, rate = cluster.now_ns, 0.9 if raft_id == old else 1.1
+        node.clock = lambda ns, s=start, r=rate: Reading(s + int((ns - s) * r), s + int((ns - s) * r))
     new = force_handover(cluster, old)
+    cluster.pause(old)
     assert cluster.advance(4000, until=lambda: bool(cluster.nodes[new].grants))
+    assert cluster.lease_holders() == [new]
 
 
 def test_R9_wait_covers_a_longer_lease_that_a_smaller_acquire_hides():

@@ -6,10 +6,13 @@ import pytest
 import tenure_raft
 
 from support.virtual_cluster import SETTINGS, Node, VirtualCluster
+from tenure.core.consensus import Cadence, Consensus
 from tenure.core.effects import Persist, Send
 from tenure.core.founding import Hello, Refuse, Wait, admit, cluster_id_of, decide
 from tenure.core.fsm import ClusterRecord
+from tenure.core.roles import Phase
 from tenure.errors import InvariantViolated
+from tenure.instants import Reading
 from tenure.types import LossReason
 
 
@@ -42,27 +45,22 @@ def test_R1_vote_leaves_only_after_it_is_durable():
     assert voter.hard_state == hard_state
 
 
-def test_R1_nothing_is_sent_before_fsync_when_term_or_vote_changes():
-    """In every Ready that changes term or vote the Persist stands before every Send of that Ready."""
-    cluster = VirtualCluster()
-    cluster.elect()
-    first_sends = {}
-    for _, raft_id, effect in cluster.trace:
-        if isinstance(effect, Send) and raft_id not in first_sends:
-            first_sends[raft_id] = effect
-        if (
-            isinstance(effect, Persist)
-            and effect.hard_state
-            and effect.hard_state[0] > 0
-            and raft_id not in first_sends
-        ):
-            first_sends[raft_id] = effect
-    campaigners = [effect for effect in first_sends.values() if isinstance(effect, Persist)]
-    senders = [effect for effect in first_sends.values() if isinstance(effect, Send)]
-    # What may leave before any Persist are pre-vote requests and their answers: they carry no promise.
-    assert campaigners or all(
-        "pre_vote" in kind for effect in senders for kind, *_ in tenure_raft.message_kinds(effect.payload)
+def test_R1_nothing_overtakes_the_fsync_of_a_new_term_when_one_voter_has_a_learner():
+    """P9b: the engine hands out an append for the learner in the very Ready whose term is not durable yet."""
+    engine = tenure_raft.Engine(
+        raft_id=1, election_tick=10, heartbeat_tick=2, voters=[1], learners=[2], term=0, vote=0, commit=0, batches=[]
     )
+    cadence = Cadence(tick_ns=10, heartbeat_tick=2, election_tick=10)
+    consensus = Consensus(
+        engine, raft_id=1, cadence=cadence, started=Reading(0, 0), proposal_dropped=tenure_raft.ProposalDropped
+    )
+    effects: list[object] = []
+    for now in range(10, 1000, 10):
+        effects = list(consensus.pump(Reading(now, now)))
+        if effects:
+            break
+    assert [type(effect) for effect in effects] == [Persist]
+    assert "append" in kinds_sent(list(consensus.persisted().effects))
 
 
 def test_R1_single_voter_announces_nothing_before_its_term_is_durable():
@@ -73,6 +71,7 @@ def test_R1_single_voter_announces_nothing_before_its_term_is_durable():
     assert cluster.advance(5000, until=lambda: node.pending_persist is not None)
     cluster.advance(3000)
     assert cluster.core(1).durable_term == 0
+    assert cluster.core(1).holding.phase is Phase.FOLLOWING
     assert node.grants == []
     assert not any(isinstance(effect, Send) for effect in held_effects(cluster, node))
 
@@ -182,7 +181,7 @@ def test_R5_owed_ticks_run_before_queued_messages():
     cluster.advance(1500)
     follower, candidate = (i for i in cluster.nodes if i != leader)
     cluster.pause(follower)
-    cluster.advance(800)
+    cluster.advance(1100)
     heartbeat = tenure_raft.encode_message(
         "heartbeat", sender=leader, to=follower, term=cluster.core(leader).view().term
     )
