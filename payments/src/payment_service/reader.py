@@ -12,9 +12,9 @@ from typing import Any, Final, LiteralString, Self
 
 import msgspec
 import psycopg
-from psycopg.conninfo import make_conninfo
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
+from payment_service.dsn import session_dsn
 from payment_service.models import ACCEPTED, Payment, PaymentRequest, payment_from_row
 from tenure import DatabaseUnavailable
 
@@ -40,12 +40,12 @@ class PaymentReader:
     """A few read-only sessions, opened as they are needed. Use it as an asynchronous context manager."""
 
     def __init__(self, dsn: str, node: str, *, timeout_ms: int = 2000) -> None:
-        options = f"-c statement_timeout={timeout_ms} -c default_transaction_read_only=on -c timezone=UTC"
-        conninfo = make_conninfo(
-            dsn, options=options, client_encoding="utf8", application_name=f"payment-service {node} reader"
-        )
+        settings: dict[str, str | int] = {
+            "statement_timeout": timeout_ms,
+            "default_transaction_read_only": "on",
+        }
         self._pool = AsyncConnectionPool(
-            conninfo,
+            session_dsn(dsn, f"{node} reader", settings),
             kwargs={"autocommit": True},
             min_size=0,
             max_size=4,

@@ -15,6 +15,7 @@ import signal
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Final
 
 import httpx2
@@ -76,7 +77,9 @@ async def serve(config: Config, *, log: ServiceLog, listener: socket.socket, env
             application = build_application(
                 config, member=member, writer=writer, reader=reader, client=client, logger=log.logger
             )
-            server = _build_server(application, config)
+            host, port = listener.getsockname()[:2]
+            started = partial(log.logger.info, "started", listen=f"{host}:{port}", pid=os.getpid(), version=__version__)
+            server = _build_server(application, config, started)
             async with asyncio.TaskGroup() as tasks:
                 # In the order in which they end: the body of the leadership waits for the writer.
                 background = [
@@ -85,8 +88,6 @@ async def serve(config: Config, *, log: ServiceLog, listener: socket.socket, env
                     tasks.create_task(_end_if_failed(member, log), name="failure watch"),
                 ]
                 serving = tasks.create_task(server.serve(sockets=[listener]), name="http")
-                host, port = listener.getsockname()[:2]
-                log.logger.info("started", listen=f"{host}:{port}", pid=os.getpid(), version=__version__)
                 await stop.wait()
                 log.logger.info("stopping")
                 server.should_exit = True
@@ -113,7 +114,16 @@ def _build_writer(config: Config, log: ServiceLog, environ: Mapping[str, str]) -
 
 
 class _Server(uvicorn.Server):
-    """uvicorn inside a program that has its own signals."""
+    """uvicorn inside a program that has its own signals, and that wants to know when the port is open."""
+
+    def __init__(self, config: uvicorn.Config, on_started: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_started = on_started
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Open the port, then tell."""
+        await super().startup(sockets)
+        self._on_started()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -121,7 +131,7 @@ class _Server(uvicorn.Server):
         yield
 
 
-def _build_server(application: object, config: Config) -> _Server:
+def _build_server(application: object, config: Config, on_started: Callable[[], None]) -> _Server:
     # Requests that still run when the node stops get one lease, as the leadership itself would.
     grace = max(1, round(config.lease.duration_ms / 1000))
     return _Server(
@@ -134,7 +144,8 @@ def _build_server(application: object, config: Config) -> _Server:
             log_config=None,
             server_header=False,
             timeout_graceful_shutdown=grace,
-        )
+        ),
+        on_started,
     )
 
 

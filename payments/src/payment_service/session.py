@@ -20,9 +20,9 @@ from datetime import datetime
 from typing import Any, Final, LiteralString
 
 import psycopg
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq import TransactionStatus
 
+from payment_service.dsn import session_dsn
 from payment_service.models import ACCEPTED, PaymentRequest
 from tenure import DatabaseUnavailable, Leadership, OutcomeUnknown
 from tenure.fence import ASSERT_LEADER_CTE, map_error
@@ -97,7 +97,13 @@ class WriteSession:
     """One PostgreSQL session for the writer, opened when needed and reopened after a loss. For one task at a time."""
 
     def __init__(self, dsn: str, resource: str, node: str, *, lease_ms: int) -> None:
-        self._conninfo = _session_conninfo(dsn, node, lease_ms)
+        # No wait of a writer outlives a lease (R25), and the statements rely on this isolation level (R28).
+        settings: dict[str, str | int] = {
+            "statement_timeout": lease_ms,
+            "idle_in_transaction_session_timeout": lease_ms,
+            "default_transaction_isolation": "read committed",
+        }
+        self._dsn = session_dsn(dsn, f"{node} writer", settings)
         self._resource = resource
         self._node = node
         # The server ends a statement after one lease. An answer that is not there after two will not come.
@@ -124,7 +130,7 @@ class WriteSession:
                 return
         try:
             async with asyncio.timeout(_CONNECT_TIMEOUT):
-                connection = await psycopg.AsyncConnection.connect(self._conninfo, autocommit=True)
+                connection = await psycopg.AsyncConnection.connect(self._dsn, autocommit=True)
         except (psycopg.Error, OSError, TimeoutError) as error:
             raise DatabaseUnavailable(f"no session for writing: {error}") from error
         connection.add_notice_handler(self._take_notice)
@@ -247,22 +253,3 @@ async def _execute(
 def _shut(connection: psycopg.AsyncConnection[Any]) -> None:
     with contextlib.suppress(psycopg.Error, OSError), socket.socket(fileno=os.dup(connection.fileno())) as shared:
         shared.shutdown(socket.SHUT_RDWR)
-
-
-def _session_conninfo(dsn: str, node: str, lease_ms: int) -> str:
-    """The DSN with this session's settings: no wait outlives a lease (R25), READ COMMITTED by name (R28)."""
-    settings = {
-        "statement_timeout": lease_ms,
-        "idle_in_transaction_session_timeout": lease_ms,
-        "default_transaction_isolation": r"read\ committed",
-        "timezone": "UTC",
-    }
-    options = " ".join(f"-c {name}={value}" for name, value in settings.items())
-    given = conninfo_to_dict(dsn).get("options")
-    return make_conninfo(
-        dsn,
-        options=f"{given} {options}" if given else options,
-        client_encoding="utf8",
-        application_name=f"payment-service {node} writer",
-        connect_timeout=5,
-    )
