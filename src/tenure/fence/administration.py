@@ -21,7 +21,7 @@ from psycopg.rows import dict_row
 
 from tenure.errors import ConfigError, DatabaseUnavailable, OutcomeUnknown
 from tenure.fence import raising
-from tenure.fence.answers import map_error, missing
+from tenure.fence.answers import explain, missing
 from tenure.fence.judge import FenceView
 from tenure.fence.queries import SCHEMA, fence_relation, migrations, query
 
@@ -219,9 +219,13 @@ def _scope(relation: dict[str, Any], event: str) -> str:
 
 
 async def _rebase(dsn: str, resource: str, *, who: str, why: str) -> FenceView:
+    unanswered = f"the database did not answer in {_REBASE_TIMEOUT_S:g} s"
     try:
-        async with asyncio.timeout(_REBASE_TIMEOUT_S):
-            session = await raising.connect(dsn, resource)
+        try:
+            async with asyncio.timeout(_REBASE_TIMEOUT_S):
+                session = await raising.connect(dsn, resource)
+        except TimeoutError:
+            raise DatabaseUnavailable(unanswered) from None
         async with asyncio.timeout(_REBASE_TIMEOUT_S), aclosing(session):
             async with raising.locked(session, who=who) as held:
                 if held.row is None:
@@ -240,11 +244,9 @@ async def _rebase(dsn: str, resource: str, *, who: str, why: str) -> FenceView:
                 await raising.note(session, "rebase", who=who, why=why, from_token=opened.token, to_token=opened.token)
             return raising.view_of(opened, held.live)
     except TimeoutError:
-        raise OutcomeUnknown(
-            f"the database did not answer in {_REBASE_TIMEOUT_S:.0f} s; look, then try again"
-        ) from None
+        raise OutcomeUnknown(f"{unanswered}; look with: tenure fence show {resource}, then try again") from None
     except psycopg.Error as error:
-        raise map_error(error, resource) or DatabaseUnavailable(str(error)) from error
+        raise explain(error, resource) from error
 
 
 @contextmanager
@@ -254,10 +256,8 @@ def _connection(dsn: str, resource: str) -> Iterator[Connection[dict[str, Any]]]
             dsn, row_factory=dict_row, connect_timeout=10, application_name=raising.APPLICATION_NAME
         ) as connection:
             yield connection
-    except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
-        raise missing(resource) from None
     except psycopg.Error as error:
-        raise map_error(error, resource) or DatabaseUnavailable(str(error).strip()) from error
+        raise explain(error, resource) from error
 
 
 def _relation_of(connection: Connection[Any], resource: str) -> sql.Identifier:

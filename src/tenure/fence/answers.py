@@ -58,6 +58,13 @@ def map_error(error: psycopg.Error, resource: str) -> TenureError | None:
     return None
 
 
+def explain(error: psycopg.Error, resource: str) -> TenureError:
+    """Tenure's error for whatever went wrong while the fence itself was read, raised or installed."""
+    if isinstance(error, psycopg.errors.UndefinedTable | psycopg.errors.InvalidSchemaName):
+        return missing(resource)
+    return map_error(error, resource) or DatabaseUnavailable(_one_line(error))
+
+
 def is_connection_lost(error: psycopg.Error) -> bool:
     """Whether the connection is gone, could not be made, or leads to a server that takes no work."""
     state = error.sqlstate

@@ -19,7 +19,7 @@ from psycopg import AsyncConnection
 
 from tenure.errors import DatabaseUnavailable, TenureError
 from tenure.fence import raising
-from tenure.fence.answers import map_error, missing
+from tenure.fence.answers import explain, missing
 from tenure.fence.judge import FenceView, RaiseRequest
 from tenure.fence.raising import Session
 
@@ -100,12 +100,9 @@ class FenceStore:
         except TimeoutError:
             await self._drop()
             raise DatabaseUnavailable("the database did not take a connection in time") from None
-        except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
-            await self._drop()
-            raise missing(self._resource) from None
         except psycopg.Error as error:
             await self._drop()
-            raise map_error(error, self._resource) or DatabaseUnavailable(str(error)) from error
+            raise explain(error, self._resource) from error
         except BaseException:
             if self._session is not None and self._session.raiser.closed:
                 await self._drop()
