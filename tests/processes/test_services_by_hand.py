@@ -15,6 +15,7 @@ import psycopg
 import pytest
 
 from support.services import NAMES, Services, new_key, running, wait_for
+from tenure.demo.postgres import EmbeddedPostgres
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(180)]
 
@@ -202,6 +203,25 @@ def test_follower_names_the_leader_and_when_to_retry(tmp_path: Path, database: s
         assert answer.json()["code"] == "not_leader"
         with psycopg.connect(database) as connection:
             assert connection.execute("SELECT count(*) FROM payment_events").fetchone() == (0,)
+
+
+@pytest.mark.parametrize("immediate", [True, False], ids=["crash", "restart"])
+def test_R23_database_that_restarts_is_led_again_under_a_higher_token(
+    tmp_path: Path, private_postgres: EmbeddedPostgres, *, immediate: bool
+):
+    """The server changed under the fence: the old token is refused, a newly won one is raised, nothing is lost."""
+    dsn = private_postgres.dsn
+    with running(tmp_path, dsn) as services, payments_flowing(services) as acknowledged:
+        services.leader()
+        more_than(acknowledged, 20)
+        before = len(acknowledged)
+        private_postgres.restart(immediate=immediate)
+        more_than(acknowledged, before + 20)
+        with psycopg.connect(dsn) as connection:
+            tokens = connection.execute("SELECT count(DISTINCT fencing_token) FROM payment_events").fetchone()
+    assert tokens is not None
+    assert tokens[0] > 1
+    assert facts(dsn, acknowledged) == (0, 0, 0)
 
 
 def test_new_directories_on_the_old_database_need_a_rebase(tmp_path: Path, database: str):
