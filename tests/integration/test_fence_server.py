@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
+import time
 
 import psycopg
 import pytest
@@ -143,6 +146,55 @@ async def test_R23_nobody_writes_when_the_server_started_anew_until_the_fence_is
     assert view.server_start == view.live_server_start != before.server_start
     write(dsn, again)
     assert [row[0] for row in rows(dsn)] == [1, 3]
+    await store.close()
+
+
+@pytest.mark.asyncio
+async def test_R22_raise_is_unknown_in_time_when_its_commit_is_not_answered(private_postgres: EmbeddedPostgres) -> None:
+    """The standby is absent, and nobody cancels the wait: the store itself gives up."""
+    dsn = private_postgres.dsn
+    make_table(dsn)
+    configure(private_postgres, "synchronous_standby_names = 'absent'")
+    store = fence.FenceStore(dsn, RESOURCE, timeout_ms=500)
+    view = await store.read()
+    begun = time.monotonic()
+    with pytest.raises(OutcomeUnknown, match="lost in COMMIT"):
+        await store.raise_token(request(view, credential(1)))
+    assert time.monotonic() - begun < 1.5
+    await store.close()
+
+
+@pytest.mark.asyncio
+async def test_store_gives_up_in_time_when_the_server_is_frozen(private_postgres: EmbeddedPostgres) -> None:
+    """At the deadline, and at a cancellation: no answer of the server is needed for either."""
+    dsn = private_postgres.dsn
+    make_table(dsn)
+    store = fence.FenceStore(dsn, RESOURCE, timeout_ms=500)
+    await store.read()
+    with psycopg.connect(dsn) as connection:
+        found = connection.execute(
+            "SELECT pid FROM pg_stat_activity WHERE application_name = 'tenure-fence'"
+        ).fetchall()
+    backends = [pid for (pid,) in found]
+    assert len(backends) == 2
+    try:
+        for pid in (*backends, private_postgres.pid):
+            os.kill(pid, signal.SIGSTOP)
+        begun = time.monotonic()
+        with pytest.raises(DatabaseUnavailable):
+            await store.read()
+        with pytest.raises(DatabaseUnavailable):
+            await store.read()
+        reading = asyncio.create_task(store.read())
+        await asyncio.sleep(0)
+        reading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+        assert time.monotonic() - begun < 3
+    finally:
+        for pid in (*backends, private_postgres.pid):
+            os.kill(pid, signal.SIGCONT)
+    assert (await store.read()).token == 0
     await store.close()
 
 
