@@ -68,7 +68,7 @@ class Listener:
     def revoked(self, reason: LossReason) -> None:
         """The running leadership is over."""
 
-    def changed(self, state: State, published: View) -> None:
+    def changed(self, state: State, view: View) -> None:
         """The state, the term or the reason that the status shows has changed."""
 
     def on_failure(self, error: BaseException) -> None:
@@ -170,7 +170,7 @@ class Driver:
         self.record = await loop.run_in_executor(self._disk, lambda: self._require_directory().record)
         self._founding = Founding(
             config,
-            directory_id=self._directory.directory_id,
+            directory_id=self._require_directory().directory_id,
             incarnation=self.incarnation,
             record=self.record,
         )

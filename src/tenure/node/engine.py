@@ -46,4 +46,4 @@ def build_engine(record: ClusterRecord, raft_id: int, stored: StoredLog) -> Engi
         batches=list(stored.batches),
     )
     # The protocol names the shapes; the binding's own Ready and Literal types are narrower than a protocol can say.
-    return cast(Engine, engine)
+    return cast("Engine", engine)
