@@ -12,8 +12,9 @@ use raft::eraftpb::ConfChangeType;
 
 use crate::codec;
 use crate::guard::{caught, EngineError, ProposalDropped};
-use crate::node::{Base, Durable, Limits, Node, Refused};
+use crate::node::Node;
 use crate::ready::{role_name, Advanced, Ready};
+use crate::start::{Base, Durable, Limits, Refused};
 
 /// A node, or the text of the panic that ended it.
 enum State {
@@ -45,7 +46,7 @@ fn malformed(error: codec::Malformed) -> PyErr {
 }
 
 impl Engine {
-    /// Run `call` on the node. A panic poisons the engine, and the node is dropped with it.
+    /// Run `call` on the node. A panic poisons the engine: the node is dropped.
     fn look<T>(&self, py: Python<'_>, call: impl FnOnce(&mut Node) -> PyResult<T>) -> PyResult<T> {
         let mut state = match self.state.lock_py_attached(py) {
             Ok(state) => state,
@@ -107,16 +108,15 @@ impl Engine {
             );
             return Err(PyValueError::new_err(text));
         }
-        let largest = [raft_id, term, vote, commit, applied].into_iter().max();
-        if raft_id == 0 || largest >= Some(codec::NUMBER_MAX) {
-            return Err(PyValueError::new_err(
-                "raft_id, term, vote, commit or applied is out of range",
-            ));
-        }
         let (index, snapshot_term, data) = match &snapshot {
             Some((index, term, data)) => (*index, *term, data.as_bytes()),
             None => (0, 0, &b""[..]),
         };
+        let members = voters.iter().chain(&learners).copied();
+        let mut numbers = members.chain([raft_id, term, vote, commit, applied, index, snapshot_term]);
+        if raft_id == 0 || numbers.any(|number| number >= codec::NUMBER_MAX) {
+            return Err(PyValueError::new_err("an id, a term or an index is out of range"));
+        }
         let base = Base {
             index,
             term: snapshot_term,

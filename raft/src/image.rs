@@ -44,6 +44,11 @@ impl Image {
         self.snapshot.get_metadata().index
     }
 
+    /// The configuration that holds where the image starts.
+    pub fn conf_state(&self) -> &ConfState {
+        self.snapshot.get_metadata().get_conf_state()
+    }
+
     pub fn last(&self) -> u64 {
         self.snapshot_index() + self.entries.len() as u64
     }
@@ -82,8 +87,7 @@ impl Image {
 
 impl Storage for Image {
     fn initial_state(&self) -> Result<RaftState> {
-        let conf_state = self.snapshot.get_metadata().get_conf_state().clone();
-        Ok(RaftState::new(self.hard_state.clone(), conf_state))
+        Ok(RaftState::new(self.hard_state.clone(), self.conf_state().clone()))
     }
 
     fn entries(

@@ -15,6 +15,7 @@ mod guard;
 mod image;
 mod node;
 mod ready;
+mod start;
 
 fn malformed(error: codec::Malformed) -> PyErr {
     PyValueError::new_err(error.0)

@@ -3,58 +3,19 @@
 //! Free of Python, so that what it does can be read at one sight:
 //! - R2: nothing changes the node between `ready` and `advance`; what is out of order is refused before raft sees it.
 //! - R3: [`Node::admit`] decides which well-formed message of a peer is let in.
-//! - R4: check_quorum and pre_vote are on, reads are Safe, priority is 0; none of them is a setting.
 //! - R12: configuration changes are applied in order before anything after them counts as applied, and a leader
 //!   that is no voter any more steps down there and then, before raft-rs would panic.
 
 use std::collections::VecDeque;
 
 use bytes::{Bytes, BytesMut};
-use raft::eraftpb::{ConfChangeType, ConfState, Entry, EntryType, HardState, Message, MessageType, Snapshot};
-use raft::{Changer, Config, RawNode, ReadOnlyOption, Ready, SnapshotStatus, StateRole};
+use raft::eraftpb::{ConfChangeType, ConfState, Entry, EntryType, Message, MessageType, Snapshot};
+use raft::{Changer, RawNode, Ready, SnapshotStatus, StateRole};
 use slog::{o, Discard, Logger};
 
-use crate::codec;
+use crate::codec::{self, Malformed};
 use crate::image::Image;
-
-/// Why a call did not do what was asked. None of them changed the node.
-#[derive(Debug)]
-pub enum Refused {
-    /// The caller broke the order of calls.
-    Order(String),
-    /// An argument cannot be meant.
-    Value(String),
-    /// The proposal was not taken.
-    Dropped(&'static str),
-}
-
-pub type Answer<T> = Result<T, Refused>;
-
-/// What a log starts from: a snapshot, or its founding at index 0.
-pub struct Base {
-    pub index: u64,
-    pub term: u64,
-    pub data: Bytes,
-    pub voters: Vec<u64>,
-    pub learners: Vec<u64>,
-}
-
-/// What the caller made durable last.
-pub struct Durable {
-    pub term: u64,
-    pub vote: u64,
-    pub commit: u64,
-    pub applied: u64,
-}
-
-/// The node's times in ticks, and its bounds.
-pub struct Limits {
-    pub election_tick: usize,
-    pub heartbeat_tick: usize,
-    pub max_size_per_message: u64,
-    pub max_inflight_messages: usize,
-    pub max_uncommitted_size: u64,
-}
+use crate::start::{self, Answer, Base, Durable, Limits, Refused};
 
 /// What is valid after `advance`.
 pub struct Advance {
@@ -86,43 +47,12 @@ impl Node {
         limits: &Limits,
         base: Base,
         durable: &Durable,
-        batches: impl Iterator<Item = Result<Vec<Entry>, codec::Malformed>>,
+        batches: impl Iterator<Item = Result<Vec<Entry>, Malformed>>,
     ) -> Answer<Self> {
-        let conf_state = ConfState {
-            voters: base.voters,
-            learners: base.learners,
-            ..ConfState::default()
-        };
-        check_base(&conf_state, base.index, base.data.len())?;
-        let configuration = (base.index.max(durable.applied), conf_state.clone());
-        let mut image = Image::new(base.index, base.term, conf_state, base.data);
-        for batch in batches {
-            let batch = batch.map_err(|malformed| Refused::Value(malformed.0.to_owned()))?;
-            let first = batch.first().map_or(0, |entry| entry.index);
-            if !image.append(batch) {
-                let text = format!(
-                    "a stored batch starts at {first}, the log before it ends at {}",
-                    image.last()
-                );
-                return Err(Refused::Value(text));
-            }
-        }
-        let commit = durable.commit.max(base.index);
         let applied = durable.applied.max(base.index);
-        if commit > image.last() || applied > commit {
-            let text = format!(
-                "applied {applied}, commit {commit} and last index {} contradict",
-                image.last()
-            );
-            return Err(Refused::Value(text));
-        }
-        image.set_hard_state(HardState {
-            term: durable.term,
-            vote: durable.vote,
-            commit,
-            ..HardState::default()
-        });
-        let config = config(raft_id, limits, applied);
+        let image = start::image(base, durable, batches)?;
+        let configuration = (applied, image.conf_state().clone());
+        let config = start::config(raft_id, limits, applied);
         let raw = RawNode::new(&config, image, &Logger::root(Discard, o!()))
             .map_err(|error| Refused::Value(error.to_string()))?;
         Ok(Self {
@@ -293,7 +223,7 @@ impl Node {
         if self.raw.raft.has_pending_conf() || self.is_joint() {
             return Err(Refused::Dropped("another configuration change is under way"));
         }
-        let change = codec::decode_conf_change(&data).map_err(|m| Refused::Value(m.0.to_owned()))?;
+        let change = codec::decode_conf_change(&data)?;
         let mut changer = Changer::new(self.raw.raft.prs());
         let tried = match change.enter_joint() {
             Some(auto_leave) => changer.enter_joint(auto_leave, &change.changes),
@@ -327,7 +257,7 @@ impl Node {
             )));
         }
         let index = *index;
-        let change = codec::decode_conf_change(data).map_err(|m| Refused::Value(m.0.to_owned()))?;
+        let change = codec::decode_conf_change(data)?;
         let conf_state = match self.raw.apply_conf_change(&change) {
             Ok(conf_state) => conf_state,
             Err(error) => panic!("configuration change of index {index}: {error}"),
@@ -472,7 +402,7 @@ impl Node {
                 "the configuration is joint at that index".to_owned(),
             ));
         }
-        check_base(&conf_state, index, data.len())?;
+        start::check_base(&conf_state, data.len())?;
         self.configurations.drain(..position);
         let data = Bytes::copy_from_slice(data);
         self.raw.mut_store().compact(index, conf_state, data);
@@ -502,36 +432,4 @@ fn sorted<T: Ord>(items: impl Iterator<Item = T>) -> Vec<T> {
     let mut items: Vec<T> = items.collect();
     items.sort_unstable();
     items
-}
-
-fn check_base(conf_state: &ConfState, index: u64, data_bytes: usize) -> Answer<()> {
-    if conf_state.voters.is_empty() || !codec::distinct_members(conf_state) {
-        return Err(Refused::Value(
-            "voters and learners must be distinct ids above 0, with at least one voter".to_owned(),
-        ));
-    }
-    if index >= codec::NUMBER_MAX || data_bytes > codec::SNAPSHOT_BYTES_MAX {
-        return Err(Refused::Value(format!(
-            "a snapshot has at most {} bytes",
-            codec::SNAPSHOT_BYTES_MAX
-        )));
-    }
-    Ok(())
-}
-
-fn config(raft_id: u64, limits: &Limits, applied: u64) -> Config {
-    Config {
-        id: raft_id,
-        election_tick: limits.election_tick,
-        heartbeat_tick: limits.heartbeat_tick,
-        applied,
-        max_size_per_msg: limits.max_size_per_message,
-        max_inflight_msgs: limits.max_inflight_messages,
-        max_uncommitted_size: limits.max_uncommitted_size,
-        check_quorum: true,
-        pre_vote: true,
-        read_only_option: ReadOnlyOption::Safe,
-        priority: 0,
-        ..Config::default()
-    }
 }

@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from engine_cluster import Cluster
-from tenure_raft import ProposalDropped, decode_batch, message_kinds
+from tenure_raft import Engine, ProposalDropped, decode_batch, message_kinds
+
+#: What a new single voter is made from.
+ARGUMENTS: dict[str, Any] = {
+    "raft_id": 1,
+    "election_tick": 10,
+    "heartbeat_tick": 2,
+    "voters": [1],
+    "learners": [],
+    "term": 0,
+    "vote": 0,
+    "commit": 0,
+    "batches": [],
+}
 
 
 def test_engine_appends_a_batch_as_one_proposal_when_it_leads() -> None:
@@ -161,6 +176,26 @@ def test_engine_refuses_members_when_they_are_not_distinct(voters: list[int], le
     disk.voters, disk.learners = voters, learners
     with pytest.raises(ValueError, match="distinct ids above 0"):
         disk.open(1)
+
+
+@pytest.mark.parametrize("settings", [{"term": 1 << 62}, {"raft_id": 0}, {"voters": [1, 1 << 62]}])
+def test_engine_refuses_a_number_when_it_is_out_of_range(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="an id, a term or an index is out of range"):
+        Engine(**(ARGUMENTS | settings))
+
+
+@pytest.mark.parametrize("settings", [{"heartbeat_tick": 0}, {"heartbeat_tick": 10}, {"max_size_per_message": 0}])
+def test_engine_refuses_a_setting_when_raft_cannot_work_with_it(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"heartbeat tick|max_size_per_message"):
+        Engine(**(ARGUMENTS | settings))
+
+
+def test_engine_refuses_a_snapshot_when_it_would_not_fit_into_one_payload() -> None:
+    cluster = Cluster([1])
+    leader = cluster.elect(1)
+    with pytest.raises(ValueError, match="a snapshot has at most 3145728 bytes"):
+        leader.compact(1, bytes((3 << 20) + 1))
+    leader.compact(1, bytes(3 << 20))
 
 
 def test_engine_keeps_its_log_when_it_is_compacted_and_restarted() -> None:
