@@ -291,6 +291,27 @@ async def test_R21_new_leader_sees_the_payment_that_its_raise_waited_for(
 
 
 @pytest.mark.asyncio
+async def test_R26_raise_is_judged_on_the_row_under_the_lock_when_everybodys_default_is_serializable(
+    dsn: str, store: fence.FenceStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another raise commits while this one waits; a snapshot from before the lock would end in 40001."""
+    monkeypatch.setattr(raising, "_GRACE_S", 60.0)
+    view = await store.read()
+    # On connections that were just made, the store does not try again.
+    fresh = fence.FenceStore(make_conninfo(dsn, options="-c default_transaction_isolation=serializable"), RESOURCE)
+    async with await AsyncConnection.connect(dsn) as rival:
+        await rival.execute("LOCK TABLE tenure.fence_payments IN EXCLUSIVE MODE")
+        raised = asyncio.create_task(fresh.raise_token(request(view, credential(2))))
+        await wait_until_async(lambda: not _fence_is_unlocked(dsn))
+        await rival.execute("UPDATE tenure.fence_payments SET token = 1, version = version + 1")
+        await rival.commit()
+    with pytest.raises(RaiseRefused) as refused:
+        await raised
+    assert refused.value.reason == fence.Refusal.MOVED
+    await fresh.close()
+
+
+@pytest.mark.asyncio
 async def test_store_says_unavailable_when_nobody_listens() -> None:
     store = fence.FenceStore("postgresql://nobody@127.0.0.1:1/none", RESOURCE)
     with pytest.raises(DatabaseUnavailable, match="refused"):
