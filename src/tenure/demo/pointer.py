@@ -30,9 +30,7 @@ def publish(demo_json: Path) -> None:
     pointer = path()
     pointer.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not _is_private(pointer.parent):
-        raise PermissionError(
-            f"{pointer.parent} is not a folder of this user's alone; remove it or set TMPDIR"
-        )
+        raise PermissionError(f"{pointer.parent} is not a folder of this user's alone; remove it or set TMPDIR")
     fresh = pointer.with_name(f".demo.json.{os.getpid()}")
     fresh.unlink(missing_ok=True)
     fresh.symlink_to(demo_json.absolute())
