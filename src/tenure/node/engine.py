@@ -7,7 +7,7 @@ from typing import cast
 from tenure.core.consensus import Cadence
 from tenure.core.engine import Engine
 from tenure.core.fsm import ClusterRecord
-from tenure.errors import ConfigError
+from tenure.errors import ConfigError, LogCorrupt
 from tenure.storage import StoredLog
 
 
@@ -29,21 +29,30 @@ def proposal_dropped() -> type[Exception]:
 
 
 def build_engine(record: ClusterRecord, raft_id: int, stored: StoredLog) -> Engine:
-    """The engine of one founding member, with the stored log replayed (R4: quorum check and pre-vote are on)."""
+    """The engine of one founding member, with the stored log replayed (R4: quorum check and pre-vote are on).
+
+    Raises:
+        LogCorrupt: the stored batches leave a gap, are malformed, or end before what was committed.
+    """
     import tenure_raft
 
     settings = record.settings
     cadence = Cadence.of(settings.heartbeat_interval_ms, settings.election_timeout_ms)
-    engine = tenure_raft.Engine(
-        raft_id=raft_id,
-        election_tick=cadence.election_tick,
-        heartbeat_tick=cadence.heartbeat_tick,
-        voters=[member.raft_id for member in record.members],
-        learners=[],
-        term=stored.term,
-        vote=stored.vote,
-        commit=stored.commit,
-        batches=list(stored.batches),
-    )
+    try:
+        engine = tenure_raft.Engine(
+            raft_id=raft_id,
+            election_tick=cadence.election_tick,
+            heartbeat_tick=cadence.heartbeat_tick,
+            voters=[member.raft_id for member in record.members],
+            learners=[],
+            term=stored.term,
+            vote=stored.vote,
+            commit=stored.commit,
+            batches=list(stored.batches),
+        )
+    except ValueError as error:
+        raise LogCorrupt(
+            f"the stored log contradicts itself ({error}); replace this member's data directory", path="log"
+        ) from error
     # The protocol names the shapes; the binding's own Ready and Literal types are narrower than a protocol can say.
     return cast("Engine", engine)
