@@ -49,7 +49,7 @@ def start(
         user or "",
         *words,
     ]
-    return subprocess.Popen(prepared, start_new_session=True, **options)
+    return subprocess.Popen[bytes](prepared, start_new_session=True, **options)
 
 
 def _become(parent: int, death_signal: int, user: str, command: list[str]) -> None:

@@ -29,7 +29,7 @@ _RESOURCE = re.compile(r"[a-z][a-z0-9_]{0,39}")
 #: One installation at a time in a database; the number is arbitrary and fixed.
 _INSTALL_LOCK = 7_236_841_020_001
 _REBASE_TIMEOUT_S = 10.0
-_EVENTS = ("INSERT", "UPDATE", "DELETE", "TRUNCATE")
+_EVENTS: tuple[LiteralString, ...] = ("INSERT", "UPDATE", "DELETE", "TRUNCATE")
 
 
 class LedgerRow(msgspec.Struct, frozen=True):
@@ -176,10 +176,12 @@ def _fence_table(connection: Connection[Any], table: str, resource: str, group: 
             raise ConfigError("tables", f"{relation['name']} is not a table; fence the tables beneath it")
         if relation["fenced_for"] not in {None, resource}:
             raise ConfigError("tables", f"{relation['name']} is fenced for {relation['fenced_for']!r} already")
-        missing_events = [event for event in _EVENTS if not _is_fenced(connection, relation, event, resource, group)]
-        for event in missing_events:
+        absent: list[LiteralString] = [
+            event for event in _EVENTS if not _is_fenced(connection, relation, event, resource, group)
+        ]
+        for event in absent:
             _create_trigger(connection, relation, event, resource, group)
-        if missing_events:
+        if absent:
             changes.append(f"triggers on {relation['name']}")
     return [relation["name"] for relation in found]
 
@@ -197,7 +199,7 @@ def _is_fenced(connection: Connection[Any], relation: dict[str, Any], event: str
 
 
 def _create_trigger(
-    connection: Connection[Any], relation: dict[str, Any], event: str, resource: str, group: str
+    connection: Connection[Any], relation: dict[str, Any], event: LiteralString, resource: str, group: str
 ) -> None:
     scope = _scope(relation, event)
     statement = query(
@@ -252,7 +254,7 @@ async def _rebase(dsn: str, resource: str, *, who: str, why: str) -> FenceView:
 @contextmanager
 def _connection(dsn: str, resource: str) -> Iterator[Connection[dict[str, Any]]]:
     try:
-        with psycopg.connect(
+        with Connection[dict[str, Any]].connect(
             dsn, row_factory=dict_row, connect_timeout=10, application_name=raising.APPLICATION_NAME
         ) as connection:
             yield connection

@@ -8,6 +8,7 @@ from importlib import resources
 from psycopg import sql
 
 SCHEMA = "tenure"
+_PACKAGE = "tenure.fence"
 
 
 def query(name: str, **parts: sql.Composable) -> sql.Composed:
@@ -17,7 +18,7 @@ def query(name: str, **parts: sql.Composable) -> sql.Composed:
 
 def migrations() -> list[tuple[int, sql.SQL]]:
     """Every migration of the schema as (version, text), in order."""
-    folder = resources.files(__package__) / "migrations"
+    folder = resources.files(_PACKAGE) / "migrations"
     names = sorted(entry.name for entry in folder.iterdir() if entry.name.endswith(".sql"))
     return [(int(name.split("_")[0]), _text("migrations", name)) for name in names]
 
@@ -29,6 +30,6 @@ def fence_relation(group: str) -> sql.Identifier:
 
 @functools.cache
 def _text(folder: str, name: str) -> sql.SQL:
-    text = (resources.files(__package__) / folder / name).read_text(encoding="utf-8")
+    text = (resources.files(_PACKAGE) / folder / name).read_text(encoding="utf-8")
     # The files are part of this package, as trusted as its code: no input ever becomes part of them.
     return sql.SQL(text)  # pyright: ignore[reportArgumentType]

@@ -99,7 +99,9 @@ class FenceStore:
             return await _until(deadline, work(self._session), self._session)
         except TimeoutError:
             await self._drop()
-            raise DatabaseUnavailable("the database did not take a connection in time") from None
+            raise DatabaseUnavailable(
+                f"the database did not answer within {self._timeout_s:g} s, or others kept the fence locked"
+            ) from None
         except psycopg.Error as error:
             await self._drop()
             raise explain(error, self._resource) from error
@@ -118,16 +120,24 @@ async def _until(deadline: float, work: Awaitable[_Result], session: Session) ->
     """Await ``work``; at the deadline or at a cancellation shut its sockets, upon which it ends by itself.
 
     Cancelling psycopg instead would ask the server for leave and wait for its answer.
+
+    Raises:
+        TimeoutError: the deadline passed, and the work did not end in an answer of its own.
     """
     task = asyncio.ensure_future(work)
+    # A caller that was cancelled never asks for the error that the shut sockets cause.
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())
+    severed = False
     try:
         await asyncio.wait({task}, timeout=deadline - asyncio.get_running_loop().time())
     finally:
         if not task.done():
+            severed = True
             _sever(session.raiser)
             _sever(session.watcher)
             await asyncio.wait({task})
-            task.exception()
+    if severed and isinstance(task.exception(), psycopg.Error):
+        raise TimeoutError
     return task.result()
 
 
