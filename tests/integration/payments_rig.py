@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -199,3 +199,11 @@ async def execute(dsn: str, statement: str) -> None:
 
 async def payments_in(dsn: str) -> int:
     return (await fetch(dsn, "SELECT count(*) FROM payment_events"))[0][0]
+
+
+async def until(condition: Callable[[], Awaitable[Any]], *, seconds: float = 10.0) -> Any:
+    """Poll until ``condition`` holds; fail at the deadline."""
+    async with asyncio.timeout(seconds):
+        while not (value := await condition()):  # noqa: ASYNC110 - what is waited for happens in the database
+            await asyncio.sleep(0.01)
+    return value
