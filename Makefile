@@ -8,7 +8,7 @@ UV_PIN := uv==0.13.9
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint verify fix lock clean
+.PHONY: help setup demo test test-fast lint verify fix lock bench-raft clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -42,6 +42,9 @@ fix: setup ## format and mend what can be mended by itself
 lock: $(VENV)/.uv ## compile requirements/dev.in to the hashed lock
 	@cd requirements && ../$(UV) pip compile --universal --generate-hashes --no-emit-index-url --no-header \
 		--python-version 3.11 dev.in -o dev.lock --quiet
+
+bench-raft: setup ## our Raft node beside its peers, ten minutes (QUICK=1: under one; ARGS="--help")
+	@$(BIN)/python -m bench.raft.run $(ARGS)
 
 clean: ## remove the virtual environment and everything that was built
 	@rm -rf $(VENV) raft/target dist raft/python/tenure_raft/*.so
