@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -41,6 +42,9 @@ def demo(tmp_path: Path, environment: dict[str, str]) -> Iterator[Path]:
         finally:
             process.terminate()
             process.wait(60)
+            # Run by root, the demo keeps its database where the database's own user can reach it.
+            if (folder / "postgres").is_symlink():
+                shutil.rmtree((folder / "postgres").resolve().parent)
 
 
 def free_base_port() -> int:
