@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import subprocess
+import tomllib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -13,7 +14,7 @@ import msgspec
 import pytest
 
 import tenure
-from tenure.config import Config
+from tenure.config import Config, from_mapping
 
 ROOT = Path(__file__).parents[2]
 LINES_MAX = 500
@@ -277,3 +278,9 @@ def test_configuration_page_names_every_setting_with_its_default():
         for key, value in values.items()
     }
     assert shown == true
+
+
+def test_configuration_page_shows_a_file_that_is_valid():
+    text = (ROOT / "docs/configuration.md").read_text(encoding="utf-8")
+    (file,) = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    assert from_mapping(tomllib.loads(file)).node.name == "payment-1a"
