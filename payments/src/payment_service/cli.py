@@ -59,6 +59,7 @@ def run(*, config: ConfigFile = None, dsn: Dsn = None, data_dir: Directory = Non
     """
     from payment_service import migrations, service
     from payment_service.log import ServiceLog
+    from tenure.fence import durability_warnings
 
     # Until the event loop has handlers of its own, both signals end the start in the same way.
     signal.signal(signal.SIGTERM, _interrupt)
@@ -74,6 +75,8 @@ def run(*, config: ConfigFile = None, dsn: Dsn = None, data_dir: Directory = Non
             migrations.migrate(database.dsn, settings.fence.resource)
         else:
             migrations.check_schema(database.dsn)
+        for warning in durability_warnings(database.dsn):
+            log.logger.warning("database_setting", reason=warning)
         with asyncio.Runner(loop_factory=service.loop_factory()) as runner:
             runner.run(service.serve(settings, log=log, listener=listener, environ=os.environ))
     return EXIT_OK

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Parameter
 
-from tenure.cli.output import CommandError, ExitCode, Output, emit_json, emit_table, emit_text
+from tenure.cli.output import CommandError, ExitCode, Output, emit_json, emit_table, emit_text, say
 
 if TYPE_CHECKING:
     from tenure.fence import FenceView
@@ -40,6 +40,7 @@ def install(
     from tenure.fence import install as do_install
 
     installed = do_install(dsn, resource, tables=table, group=group)
+    _warn(dsn)
     if output == "json":
         emit_json(
             {
@@ -70,6 +71,7 @@ def rebase(
     if not reason.strip():
         raise CommandError("--reason is empty; say why the old elector is gone for good", code=ExitCode.USAGE)
     view = do_rebase(dsn, resource, who=f"{_user()}@{socket.gethostname()}", why=reason)
+    _warn(dsn)
     if output == "json":
         emit_json({"resource": resource, "token": view.token, "version": view.version})
         return
@@ -94,6 +96,14 @@ def show(resource: Resource, *, dsn: Dsn, output: Output = "table") -> None:
     columns = ("at", "action", "from_token", "to_token", "who", "why")
     rows = [tuple(_text(getattr(line, column)) for column in columns) for line in ledger]
     emit_table(columns, rows, title="ledger, the newest first")
+
+
+def _warn(dsn: str) -> None:
+    """Say on stderr what the server's settings take away: a rebase that a failover forgets would go unseen (R23)."""
+    from tenure.fence import durability_warnings
+
+    for warning in durability_warnings(dsn):
+        say(f"warning: {warning}")
 
 
 def _is_valid(view: FenceView) -> bool:

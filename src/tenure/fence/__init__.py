@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from tenure.fence.administration import Installed, LedgerRow, install, rebase, show
 from tenure.fence.answers import commit, is_connection_lost, map_error
+from tenure.fence.durability import durability_warnings
 from tenure.fence.judge import (
     Expected,
     FenceRow,
@@ -37,6 +38,7 @@ __all__ = [
     "Refusal",
     "Verdict",
     "commit",
+    "durability_warnings",
     "fenced_transaction",
     "install",
     "is_connection_lost",
