@@ -259,8 +259,11 @@ class Advanced:
 
     @property
     def commit(self) -> int | None:
-        """The commit index, if it rose. No later ``hard_state`` repeats it, and it need not be durable: a node that
-        restarts with an older one learns it again from its leader."""
+        """The commit index, if it rose.
+
+        No later ``hard_state`` repeats it, and it need not be durable: a node that restarts with an older one learns
+        it again from its leader.
+        """
 
 def decode_batch(blob: bytes) -> list[tuple[int, int, _EntryKind, bytes]]:
     """The entries of a stored blob: index, term, kind, data. ``ValueError`` if it is malformed."""
