@@ -6,6 +6,8 @@ writes, and about a failover.
 
 from __future__ import annotations
 
+from typing import Any
+
 import psycopg
 from psycopg.rows import dict_row
 
@@ -20,7 +22,9 @@ def durability_warnings(dsn: str) -> list[str]:
         DatabaseUnavailable: the database did not answer.
     """
     try:
-        with psycopg.connect(dsn, autocommit=True, connect_timeout=10, row_factory=dict_row) as connection:
+        with psycopg.Connection[dict[str, Any]].connect(
+            dsn, autocommit=True, connect_timeout=10, row_factory=dict_row
+        ) as connection:
             found = connection.execute(query("durability")).fetchone()
     except psycopg.Error as error:
         raise explain(error, "the database") from error
