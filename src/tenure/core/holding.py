@@ -279,8 +279,11 @@ class HoldingMachine:
     # -- inside ---------------------------------------------------------------------------------------------------
 
     def _cover(self, state: ClusterState) -> tuple[int, int]:
-        """C of R9: the larger of the own lease and the last cover, under the larger of the two rate errors."""
-        own, own_rate = state.settings.lease_duration_ms * NS_PER_MS, state.settings.clock_rate_error_ppm
+        """C of R9: the larger of the own lease and the last cover, under the larger of the two rate errors.
+
+        The own lease is that of this holding, fixed at its own entry: the setting may have shrunk since.
+        """
+        own, own_rate = self._duration_ns, state.settings.clock_rate_error_ppm
         if state.holding is None:
             return own, own_rate
         return (
