@@ -102,8 +102,11 @@ class Consensus:
         embargo_ns = self._cadence.tick_ns * self._cadence.election_tick
         return elapsed_for_waiter(self._started, now) < embargo_ns
 
-    def pump(self, now: Reading) -> list[Effect]:
-        """Feed the engine what is queued, owed ticks first (R5), and begin the next Ready if there is one."""
+    def pump(self, now: Reading, *, stands: bool = True) -> list[Effect]:
+        """Feed the engine what is queued, owed ticks first (R5), and begin the next Ready if there is one.
+
+        Unless it ``stands`` for election, this member neither campaigns nor takes office by a transfer, but votes.
+        """
         if self.persisting:
             return []
         self._run_owed_ticks(now)
@@ -115,6 +118,8 @@ class Consensus:
             except ValueError:
                 dropped = 1
             self.dropped_payloads += dropped
+        if not stands and self.engine.role in ("pre_candidate", "candidate"):
+            self.engine.become_follower(0)
         self._feed_requests()
         return self._begin_ready()
 

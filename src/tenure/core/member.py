@@ -243,7 +243,8 @@ class MemberCore:
         if machine.leave is not None and not self.consensus.persisting:
             self._leave_office(transfer=machine.leave)
             machine.leave = None
-        pumped = self.consensus.pump(now)
+        # R10: whose earlier work has not returned may not lead, so it must not keep others from being elected.
+        pumped = self.consensus.pump(now, stands=not machine.body_outstanding)
         self._watch_loss(now)
         effects, machine.effects = machine.effects, []
         return effects + pumped
