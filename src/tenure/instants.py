@@ -47,6 +47,14 @@ class LeaseSpan(NamedTuple):
         return 0 if elapsed is None else max(0, self.duration_ns - elapsed)
 
 
+def margin_within(duration_ns: int, margin_ns: int) -> int:
+    """The time by which the holder of a lease stops early: the margin of its file, at most half of the lease.
+
+    The lease's length is the cluster's and can change; a file's margin above it would let its member never lead.
+    """
+    return min(margin_ns, duration_ns // 2)
+
+
 def wait_out_ns(cover_ns: int, rate_error_ppm: int, epsilon_ns: int) -> int:
     """How long a new leader waits so that every older lease is over: C(1+rho)/(1-rho) + epsilon, rounded up (R9).
 

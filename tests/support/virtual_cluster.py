@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import tenure_raft
 
@@ -25,6 +26,30 @@ SETTINGS = Settings(
     heartbeat_interval_ms=100, election_timeout_ms=1000, lease_duration_ms=1000, clock_rate_error_ppm=10_000
 )
 STEP_MS = 5
+
+
+class SeededEngine:
+    """The real engine; its election timeouts come from the cluster's seed, so that a run can be had again."""
+
+    def __init__(self, engine: tenure_raft.Engine, election_tick: int, source: random.Random) -> None:
+        self._engine = engine
+        self._election_tick = election_tick
+        self._random = source
+        self._drawn_for: tuple[int, str, int] | None = None
+        self._timeout = election_tick
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def tick(self, count: int = 1) -> None:
+        # raft-rs draws anew at changes of role from the thread's own randomness: each draw is replaced before its use.
+        for _ in range(count):
+            standing = (self._engine.term, self._engine.role, self._engine.leader_id)
+            if standing != self._drawn_for:
+                self._drawn_for = standing
+                self._timeout = self._election_tick + self._random.randrange(self._election_tick)
+            self._engine.set_randomized_election_timeout(self._timeout)
+            self._engine.tick()
 
 
 @dataclass
@@ -76,6 +101,7 @@ class VirtualCluster:
         self.fence = Fence()
         self.fenced = fenced
         self.fence_delay_ms = 0
+        self.margin_ms = 20
         self.cut: set[tuple[int, int]] = set()
         self.delay_ms: dict[tuple[int, int], int] = {}
         self.filter: Callable[[int, int, bytes], bool] = lambda sender, to, payload: True
@@ -106,15 +132,13 @@ class VirtualCluster:
             commit=node.hard_state[2],
             batches=list(node.batches),
         )
-        # raft-rs draws the timeout at each reset from the thread's own randomness; the first draw is replaced here.
-        engine.set_randomized_election_timeout(cadence.election_tick + self.random.randrange(cadence.election_tick))
         node.core = MemberCore(
-            engine,
+            SeededEngine(engine, cadence.election_tick, self.random),
             record=self.record,
             raft_id=node.raft_id,
             incarnation=self.random.randrange(1, 1 << 62),
             fenced=self.fenced,
-            margin_ns=20 * NS_PER_MS,
+            margin_ns=self.margin_ms * NS_PER_MS,
             nonce=lambda: f"{self.random.getrandbits(128):032x}",
             started=self.reading(node),
             proposal_dropped=tenure_raft.ProposalDropped,

@@ -72,14 +72,24 @@ def mint(state: ClusterState, floor: int) -> tuple[FencingToken, int, int]:
     A floor of a higher generation can only come from a fence that an operator has rebased (the reading member refuses
     any other one before it proposes): its generation is adopted, or no token of ours would ever exceed it.
     """
+    invariant(has_room(state, floor), "the fencing token left the range that JSON keeps")
+    generation, count = _next(state, floor)
+    token = (generation << GENERATION_SHIFT) + count
+    invariant(token > floor, "R15: a minted token must lie above the floor")
+    return FencingToken(token), generation, count
+
+
+def has_room(state: ClusterState, floor: int) -> bool:
+    """Whether ``mint`` can give a token above ``floor``: asked before an ACQUIRE is proposed."""
+    generation, count = _next(state, floor)
+    return count <= COUNT_MASK and (generation << GENERATION_SHIFT) + count < TOKEN_LIMIT
+
+
+def _next(state: ClusterState, floor: int) -> tuple[int, int]:
     generation = max(state.generation, floor >> GENERATION_SHIFT)
     last_count = state.last_count if generation == state.generation else 0
     floor_count = floor & COUNT_MASK if floor >> GENERATION_SHIFT == generation else 0
-    count = max(last_count, floor_count) + 1
-    token = (generation << GENERATION_SHIFT) + count
-    invariant(count <= COUNT_MASK and token < TOKEN_LIMIT, "the fencing token left the range that JSON keeps")
-    invariant(token > floor, "R15: a minted token must lie above the floor")
-    return FencingToken(token), generation, count
+    return generation, max(last_count, floor_count) + 1
 
 
 def apply_entry(state: ClusterState, data: bytes, *, index: int) -> ClusterState:

@@ -14,9 +14,17 @@ from dataclasses import dataclass
 
 from tenure.core import commands
 from tenure.core.effects import Effect, Grant, RaiseFence, ReadFence, Renewed, Revoke
-from tenure.core.fsm import ClusterState
+from tenure.core.fsm import ClusterState, has_room
 from tenure.core.roles import LEAVING, RENEWING, Phase, Step, advance
-from tenure.instants import NS_PER_MS, LeaseSpan, Reading, elapsed_for_holder, elapsed_for_waiter, wait_out_ns
+from tenure.instants import (
+    NS_PER_MS,
+    LeaseSpan,
+    Reading,
+    elapsed_for_holder,
+    elapsed_for_waiter,
+    margin_within,
+    wait_out_ns,
+)
 from tenure.types import Credential, LossReason
 
 #: What a new leader adds to its wait for the granularity of clocks and scheduling (the eps of R9).
@@ -203,9 +211,7 @@ class HoldingMachine:
         elif isinstance(answer, FenceRefused):
             self._fence_refused(answer, now)
         elif self.phase is Phase.READING:
-            self.reason = None
-            self._expected = answer.expected
-            self._propose_acquire(answer.token, state, now)
+            self._floor_read(answer, state, now)
         elif answer.token >= self.token:
             self._refused(f"the fence holds token {answer.token}, not below our {self.token}", now)
         else:
@@ -240,7 +246,7 @@ class HoldingMachine:
     def tick(self, state: ClusterState, now: Reading) -> None:
         """Renew when due, end a lapsed lease, leave the office in time, and lead once everything holds."""
         self._renew(now)
-        if self.phase is Phase.LEADING and self._remaining_ns(now) <= self._margin_ns:
+        if self.phase is Phase.LEADING and not self._lasts(now):
             self._end(LossReason.LEASE_EXPIRED, now)
         if self.phase is Phase.ACQUIRING and self._is_over(self._acquiring_at, now):
             self.reason = "the cluster did not commit the ACQUIRE within one election timeout"
@@ -290,6 +296,16 @@ class HoldingMachine:
             max(own, state.holding.cover_ns),
             max(own_rate, state.holding.cover_rate_error_ppm),
         )
+
+    def _floor_read(self, answer: FloorRead, state: ClusterState, now: Reading) -> None:
+        if not has_room(state, answer.token):
+            # No member could apply such an ACQUIRE, now or at any later start: it must not get into the log.
+            self.reason = f"the fence holds token {answer.token}, which leaves no room for a higher one"
+            self._retry_at = now
+            return
+        self.reason = None
+        self._expected = answer.expected
+        self._propose_acquire(answer.token, state, now)
 
     def _propose_acquire(self, floor: int, state: ClusterState, now: Reading) -> None:
         self.phase = advance(self.phase, Step.FLOOR_READ)
@@ -371,8 +387,10 @@ class HoldingMachine:
         elapsed = elapsed_for_holder(since, now)
         return elapsed is None or elapsed >= self._election_ns
 
-    def _remaining_ns(self, now: Reading) -> int:
-        return 0 if self.span is None else self.span.remaining_ns(now)
+    def _lasts(self, now: Reading) -> bool:
+        """Whether the lease runs for longer than the margin by which a holder stops early."""
+        margin_ns = margin_within(self._duration_ns, self._margin_ns)
+        return self.span is not None and self.span.remaining_ns(now) > margin_ns
 
     def _lead_if_prepared(self, now: Reading) -> None:
         if self.phase is not Phase.PREPARING or not self.wait_is_over(now):
@@ -380,9 +398,7 @@ class HoldingMachine:
         if not self._settled:
             self._settled = True
             self.proposals.append(commands.encode(commands.Settled(self._raft_id, self.term, self._incarnation)))
-        if not self._raised or self.credential is None or self.span is None:
-            return
-        if self.span.remaining_ns(now) <= self._margin_ns:
+        if not self._raised or self.credential is None or self.span is None or not self._lasts(now):
             return
         self.phase = advance(self.phase, Step.PREPARED)
         self.body_outstanding = True
