@@ -11,6 +11,10 @@ import msgspec
 from tenure.errors import LogCorrupt
 
 FORMAT = 1
+#: First byte of an entry that carries the user's own bytes for the user's own state machine.
+USER = 2
+#: The one byte of a barrier: an entry that only marks a place in the log.
+BARRIER = 3
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

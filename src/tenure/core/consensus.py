@@ -18,15 +18,19 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from tenure.core.effects import Effect, Persist, Send
+from tenure.core.effects import Effect, Persist, Proposed, Rejected, Send
 from tenure.core.engine import Engine, Ready
 from tenure.instants import NS_PER_MS, Reading, elapsed_for_waiter
 from tenure.invariants import invariant
 
 #: Received payloads that may wait while a Ready is being made durable. More are dropped: Raft repeats them.
 INBOX_LIMIT = 4096
+#: The user's commands that go to the engine as one proposal: more of them would only delay the first.
+PROPOSAL_COMMANDS_MAX = 4096
+PROPOSAL_BYTES_MAX = 4 << 20
 TICKS_PER_HEARTBEAT = 4
 TICK_MS_MIN = 5
 
@@ -74,6 +78,7 @@ class Consensus:
         self._inbox: deque[tuple[int, bytes]] = deque()
         self._proposals: list[bytes] = []
         self._reads: list[bytes] = []
+        self._user: deque[tuple[bytes, object]] = deque()
         self._ready: Ready | None = None
         self.dropped_payloads = 0
 
@@ -92,6 +97,10 @@ class Consensus:
     def propose(self, command: bytes) -> None:
         """Queue a command for the log; it is dropped silently unless this member still leads when it is taken."""
         self._proposals.append(command)
+
+    def propose_for_user(self, commands: Iterable[tuple[bytes, object]]) -> None:
+        """Queue the user's commands, each with the ticket under which its fate is told."""
+        self._user.extend(commands)
 
     def read_index(self, context: bytes) -> None:
         """Queue a proof of leadership. The caller read its clock before this call (R8)."""
@@ -120,8 +129,8 @@ class Consensus:
             self.dropped_payloads += dropped
         if not stands and self.engine.role in ("pre_candidate", "candidate"):
             self.engine.become_follower(0)
-        self._feed_requests()
-        return self._begin_ready()
+        effects = self._feed_requests()
+        return effects + self._begin_ready()
 
     def persisted(self) -> Progress:
         """The last Persist is durable: advance the engine and hand out what may leave and be applied."""
@@ -156,7 +165,7 @@ class Consensus:
             self._ticked_until = Reading(self._ticked_until.raw_ns + step, self._ticked_until.boottime_ns + step)
         self.engine.tick(owed)
 
-    def _feed_requests(self) -> None:
+    def _feed_requests(self) -> list[Effect]:
         leads = self.engine.role == "leader"
         if self._proposals:
             # Only a leader proposes: a follower's proposal would be forwarded (raft-rs 0.7.0), and is dropped here.
@@ -170,6 +179,25 @@ class Consensus:
                 for context in self._reads:
                     self.engine.read_index(context)
             self._reads = []
+        effects: list[Effect] = []
+        while self._user:
+            effects.append(self._propose_for_user(leads=leads))
+        return effects
+
+    def _propose_for_user(self, *, leads: bool) -> Effect:
+        """Hand the front of the user's queue to the engine as one proposal: the cost is paid per proposal."""
+        payloads: list[bytes] = []
+        tickets: list[object] = []
+        size = 0
+        while self._user and len(payloads) < PROPOSAL_COMMANDS_MAX and size < PROPOSAL_BYTES_MAX:
+            payload, ticket = self._user.popleft()
+            payloads.append(payload)
+            tickets.append(ticket)
+            size += len(payload)
+        if leads:
+            with contextlib.suppress(self._proposal_dropped):
+                return Proposed(self.engine.propose(payloads), self.engine.term, tickets)
+        return Rejected(tickets)
 
     def _begin_ready(self) -> list[Effect]:
         if not self.engine.has_ready():

@@ -74,10 +74,53 @@ class Revoke:
 
 
 @dataclass(frozen=True, slots=True)
+class Proposed:
+    """The commands behind ``tickets`` stand in the log of ``term`` from index ``first`` on; committed they are not."""
+
+    first: int
+    term: int
+    tickets: list[object]
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """The commands or proofs behind ``tickets`` were surely not taken: this member does not lead."""
+
+    tickets: list[object]
+
+
+@dataclass(frozen=True, slots=True)
+class Apply:
+    """Committed entries for the user's state machine, in order: index, term, bytes (None for a barrier)."""
+
+    entries: list[tuple[int, int, bytes | None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Proved:
+    """A quorum heard this leader after the proof behind ``ticket`` was asked for, and it still leads that term."""
+
+    ticket: object
+
+
+@dataclass(frozen=True, slots=True)
 class StateChanged:
     """Something that the status shows has changed; ``state`` is the state machine's present state."""
 
     state: ClusterState
 
 
-Effect = Send | Persist | ReadFence | RaiseFence | Grant | Renewed | Revoke | StateChanged
+Effect = (
+    Send
+    | Persist
+    | ReadFence
+    | RaiseFence
+    | Grant
+    | Renewed
+    | Revoke
+    | Proposed
+    | Rejected
+    | Apply
+    | Proved
+    | StateChanged
+)

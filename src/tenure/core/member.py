@@ -7,14 +7,15 @@ for it, because nothing is handed out before ``persisted``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Iterable
 
 import msgspec
 
 from tenure.core import commands
 from tenure.core.commands import Settings
 from tenure.core.consensus import Cadence, Consensus
-from tenure.core.effects import Effect, Send, StateChanged
+from tenure.core.effects import Apply, Effect, Proved, Rejected, Send, StateChanged
 from tenure.core.engine import Engine
 from tenure.core.fsm import ClusterRecord, ClusterState, apply_entry, initial_state
 from tenure.core.holding import (
@@ -28,6 +29,9 @@ from tenure.core.holding import (
 from tenure.core.roles import SHOWN, Phase
 from tenure.instants import NS_PER_MS, LeaseSpan, Reading
 from tenure.types import LossReason, State
+
+#: Context of a proof that the user asked for: incarnation, term, number, and a mark apart from the lease's own.
+PROOF = struct.Struct(">QQQc")
 
 
 class View(msgspec.Struct, frozen=True):
@@ -92,6 +96,9 @@ class MemberCore:
         self._incarnation = incarnation
         self._nonce = nonce
         self._removed = False
+        self._user_entries: list[tuple[int, int, bytes | None]] = []
+        self._proofs: dict[bytes, object] = {}
+        self._proofs_asked = 0
         self._term_seen = engine.term
         #: The highest term whose hard state is durable: what the status shows.
         self.durable_term = engine.term
@@ -120,8 +127,15 @@ class MemberCore:
         effects += self._settle(now)
         for index, term, kind, data in progress.committed:
             self._apply(index, term, kind, data, now)
+        if self._user_entries:
+            effects.append(Apply(self._user_entries))
+            self._user_entries = []
         for _, context in progress.read_states:
-            self.holding.read_state(context, now)
+            if context in self._proofs:
+                # The engine can hand a proof out after stepping down (P8b): the term in the context decides.
+                effects.append(self._judge_proof(context))
+            else:
+                self.holding.read_state(context, now)
         self.holding.tick(self.state, now)
         return effects + self._collect(now)
 
@@ -161,6 +175,21 @@ class MemberCore:
         self.consensus.propose(commands.encode(commands.ChangeSettings(settings)))
         return self._collect(now)
 
+    def propose(self, commands: Iterable[tuple[bytes, object]], now: Reading) -> list[Effect]:
+        """Propose the user's commands, each with a ticket; answered by Proposed or Rejected, later by Apply."""
+        self.consensus.propose_for_user(commands)
+        return self._collect(now)
+
+    def prove_leadership(self, ticket: object, now: Reading) -> list[Effect]:
+        """Ask a quorum whether this member leads now; answered by Proved or Rejected."""
+        if self._engine.role != "leader":
+            return [Rejected([ticket])]
+        self._proofs_asked += 1
+        context = PROOF.pack(self._incarnation, self._engine.term, self._proofs_asked, b"p")
+        self._proofs[context] = ticket
+        self.consensus.read_index(context)
+        return self._collect(now)
+
     # -- what the status shows --------------------------------------------------------------------------------------
 
     def view(self) -> View:
@@ -192,6 +221,12 @@ class MemberCore:
         self.applied_index = index
         if kind == "conf_change":
             self._removed = self._raft_id not in self._engine.voters
+            return
+        if data and data[0] in (commands.USER, commands.BARRIER):
+            payload = data[1:] if data[0] == commands.USER else None
+            self._user_entries.append((index, term, payload))
+            if self.state.released:
+                self.state = msgspec.structs.replace(self.state, released=False)
             return
         before = self.state
         self.state = apply_entry(before, data, index=index)
@@ -247,7 +282,16 @@ class MemberCore:
         pumped = self.consensus.pump(now, stands=not machine.body_outstanding)
         self._watch_loss(now)
         effects, machine.effects = machine.effects, []
+        if self._proofs and self._engine.role != "leader":
+            effects.append(Rejected(list(self._proofs.values())))
+            self._proofs.clear()
         return effects + pumped
+
+    def _judge_proof(self, context: bytes) -> Effect:
+        ticket = self._proofs.pop(context)
+        _, term, _, _ = PROOF.unpack(context)
+        leads = self._engine.role == "leader" and self._engine.term == term
+        return Proved(ticket) if leads else Rejected([ticket])
 
     def _leave_office(self, *, transfer: bool) -> None:
         if self._engine.role != "leader":

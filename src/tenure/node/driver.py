@@ -27,11 +27,15 @@ import msgspec
 
 from tenure.config import Config
 from tenure.core.effects import (
+    Apply,
     Effect,
     Grant,
     Persist,
+    Proposed,
+    Proved,
     RaiseFence,
     ReadFence,
+    Rejected,
     Renewed,
     Revoke,
     Send,
@@ -70,6 +74,12 @@ class Listener:
 
     def changed(self, state: State, view: View) -> None:
         """The state, the term or the reason that the status shows has changed."""
+
+    def published(self, view: View) -> None:
+        """The core was stepped; ``view`` is what it shows now."""
+
+    def user_effect(self, effect: Proposed | Rejected | Apply | Proved) -> None:
+        """The fate of the user's commands and proofs, and committed entries for the user's state machine, in order."""
 
     def on_failure(self, error: BaseException) -> None:
         """The node must stop (R2)."""
@@ -294,6 +304,8 @@ class Driver:
                     self._listener.revoked(effect.reason)
                 case ReadFence() | RaiseFence():
                     self._begin_fence(core, effect)
+                case Proposed() | Rejected() | Apply() | Proved():
+                    self._listener.user_effect(effect)
                 case _:
                     pass
 
@@ -349,6 +361,7 @@ class Driver:
 
     def _publish(self, core: MemberCore) -> None:
         self.published = core.view()
+        self._listener.published(self.published)
         if self._leaving and self.published.phase is Phase.FOLLOWING:
             for future in self._leaving:
                 if not future.done():

@@ -1,0 +1,418 @@
+"""A replicated log for a state machine of the user's own: the nouns and the power of hashicorp/raft, for asyncio.
+
+::
+
+    application's loop                              node's thread
+      apply(data) --> outbox  -- one wake-up -->      propose the whole outbox at once
+      fsm.apply   <-- inbox   <-- one wake-up --      committed entries of a Ready, fates of proposals
+
+Each direction has at most one wake-up outstanding, so that the cost is paid per batch. The user's state machine runs
+on the application's loop, in log order, and on every member alike.
+
+The outcome of a command is one of three and never guessed: applied, surely not applied (``NotLeader``,
+``ProposalDropped``), unknown (``OutcomeUnknown``). A leader that lost office goes on waiting until it knows what
+became of its entry, within the caller's timeout: another leader may still have committed it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import heapq
+import logging
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from types import TracebackType
+from typing import Any, Protocol
+
+import msgspec
+
+from tenure.config import Config
+from tenure.core.commands import BARRIER, USER
+from tenure.core.effects import Apply, Effect, Proposed, Proved, Rejected
+from tenure.core.member import MemberCore, View
+from tenure.errors import InvariantViolated, NodeClosed, NotLeader, OutcomeUnknown, ProposalDropped, QuorumUnavailable
+from tenure.node.clocks import read_clocks
+from tenure.node.driver import CALL_TIMEOUT_SECONDS, Driver, Listener
+from tenure.node.engine import require_engine
+from tenure.types import LossReason, State
+
+logger = logging.getLogger("tenure.raft")
+
+APPLY_TIMEOUT_MS = 5000
+#: Commands that wait to be proposed or committed; more are refused at once, so that a slow quorum bounds memory.
+PENDING_MAX = 65_536
+COMMAND_BYTES_MAX = (1 << 20) - 1
+_SWEEP_SECONDS = 0.05
+_USER = bytes([USER])
+_BARRIER = bytes([BARRIER])
+
+
+class StateMachine(Protocol):
+    """The user's replicated state. Deterministic: the same entries give the same state on every member."""
+
+    def apply(self, data: bytes, *, index: int, term: int) -> Any:
+        """Apply one committed entry; what it returns is the result of the leader's ``apply``.
+
+        It runs on the application's event loop and must not block it. What it raises ends the node: a state machine
+        that fails on one member only is no longer a replica.
+        """
+        ...
+
+
+class RaftEvent(msgspec.Struct, frozen=True):
+    """What an observer sees: this member's role, the term, and the leader's name where it is known."""
+
+    role: str
+    term: int
+    leader_name: str | None
+
+
+class Stats(msgspec.Struct, frozen=True):
+    """A member's numbers at one instant."""
+
+    role: str
+    term: int
+    leader_name: str | None
+    commit_index: int
+    applied_index: int
+    fsm_index: int
+    voters: int
+    pending: int
+    elections_observed: int
+
+
+class _Pending(msgspec.Struct):
+    """One command on its way: its future, and where it stands in the log once it does."""
+
+    future: asyncio.Future[Any]
+    term: int = 0
+    index: int = 0
+
+
+class RaftNode(Listener):
+    """One member of a replicated log; made by :func:`tenure.raft.open_node`. One event loop owns it."""
+
+    @classmethod
+    def open(cls, config: Config, fsm: StateMachine) -> RaftNode:
+        """A member of a replicated log over ``fsm``, to be entered with ``async with``."""
+        return cls(config, fsm)
+
+    def __init__(self, config: Config, fsm: StateMachine) -> None:
+        self._config = config
+        self._fsm = fsm
+        self._driver = Driver(config, self, dsn="")
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._outbox: deque[tuple[bytes, object]] = deque()
+        self._outbox_woken = False
+        self._inbox: deque[Proposed | Rejected | Apply | Proved] = deque()
+        self._inbox_woken = False
+        self._in_log: dict[int, _Pending] = {}
+        self._waiting = 0
+        self._deadlines: list[tuple[float, int, _Pending]] = []
+        self._deadline_number = 0
+        self._sweeper: asyncio.TimerHandle | None = None
+        self._observers: list[asyncio.Queue[RaftEvent | None]] = []
+        self._last_event = RaftEvent("follower", 0, None)
+        self._fsm_index = 0
+        self._error: BaseException | None = None
+        self._closed = False
+        self.failed: asyncio.Future[BaseException] | None = None
+
+    # -- life -------------------------------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> RaftNode:
+        """Open the node: lock its directory, bind its port, begin to found or to run.
+
+        Raises:
+            ConfigError: the engine is not installed.
+            StorageError: the directory is in use, damaged, full, or belongs to another node or cluster.
+        """
+        require_engine()
+        self._loop = asyncio.get_running_loop()
+        self.failed = self._loop.create_future()
+        await asyncio.wait_for(asyncio.wrap_future(self._driver.start()), CALL_TIMEOUT_SECONDS)
+        self._sweeper = self._loop.call_later(_SWEEP_SECONDS, self._sweep)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the node; see :meth:`close`."""
+        await self.close()
+
+    async def close(self) -> None:
+        """Hand leadership over if one election timeout suffices, stop the node, end every waiting call. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        self._driver.post(lambda core: core.step_down(LossReason.CLOSED, read_clocks()))
+        with contextlib.suppress(TimeoutError):
+            out = asyncio.wrap_future(self._driver.out_of_office())
+            await asyncio.wait_for(out, self._config.raft.election_timeout_ms / 1000)
+        self._driver.stop()
+        await asyncio.get_running_loop().run_in_executor(None, self._driver.join, CALL_TIMEOUT_SECONDS)
+        self._end(NodeClosed())
+
+    # -- commands ---------------------------------------------------------------------------------------------------
+
+    async def apply(self, data: bytes, *, timeout_ms: int = APPLY_TIMEOUT_MS) -> Any:
+        """Replicate ``data`` (at most 1 MiB) and return what the own state machine returned for it.
+
+        Cancelling the call does not take the command back: its outcome is then unknown to the caller.
+
+        Raises:
+            NotLeader, ProposalDropped: surely not applied, now or later.
+            OutcomeUnknown: it may or may not be applied, now or later; ``timeout_ms`` passed first.
+            NodeClosed: the node is closed or failed; a command that stood in the log may still be applied by others.
+            ValueError: ``data`` is too long.
+        """
+        if len(data) > COMMAND_BYTES_MAX:
+            raise ValueError(f"a command has at most {COMMAND_BYTES_MAX} bytes, this one has {len(data)}")
+        return await self._submit(_USER + data, timeout_ms)
+
+    async def barrier(self, *, timeout_ms: int = APPLY_TIMEOUT_MS) -> None:
+        """Return once every command that was committed before the call is applied here; raises as ``apply`` does."""
+        await self._submit(_BARRIER, timeout_ms)
+
+    async def verify_leader(self, *, timeout_ms: int = APPLY_TIMEOUT_MS) -> None:
+        """Return once a quorum has confirmed, after the call, that this member leads (read_index, thesis 6.4).
+
+        What was read from the state machine *before* this call returned is then not stale (read, then verify).
+
+        Raises:
+            NotLeader: it does not lead.
+            QuorumUnavailable: no quorum answered within ``timeout_ms``.
+        """
+        pending = self._track(timeout_ms)
+        self._driver.post(lambda core: core.prove_leadership(pending, read_clocks()))
+        try:
+            await pending.future
+        except OutcomeUnknown:
+            view = self._driver.published
+            raise QuorumUnavailable(reachable=0, needed=view.voters // 2 + 1) from None
+
+    async def transfer_leadership(self) -> bool:
+        """Hand leadership to the most advanced member; False if this member does not lead."""
+        if self._driver.published.raft_role != "leader":
+            return False
+        self._driver.post(lambda core: core.step_down(LossReason.STEPPED_DOWN, read_clocks()))
+        return True
+
+    # -- what it knows ----------------------------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """This member's name."""
+        return self._config.node.name
+
+    def is_leader_hint(self) -> bool:
+        """Whether this member led when its engine last moved: a hint for routing, never a licence to act (R14)."""
+        return self._driver.published.raft_role == "leader"
+
+    def stats(self) -> Stats:
+        """The member's numbers now."""
+        view = self._driver.published
+        return Stats(
+            role=view.raft_role,
+            term=view.term,
+            leader_name=self._leader_name(view),
+            commit_index=view.commit_index,
+            applied_index=view.applied_index,
+            fsm_index=self._fsm_index,
+            voters=view.voters,
+            pending=self._waiting,
+            elections_observed=view.elections_observed,
+        )
+
+    async def observe(self) -> AsyncIterator[RaftEvent]:
+        """The present role, term and leader, then every change of them in order; ends when the node closes.
+
+        Any number of observers; none loses an event, and none holds the node up.
+        """
+        queue: asyncio.Queue[RaftEvent | None] = asyncio.Queue()
+        queue.put_nowait(self._last_event)
+        self._observers.append(queue)
+        try:
+            while (event := await queue.get()) is not None:
+                yield event
+        finally:
+            self._observers.remove(queue)
+
+    # -- the node's thread calls these --------------------------------------------------------------------------------
+
+    def revoked(self, reason: LossReason) -> None:
+        """See :class:`Listener`. There is no scope here whose body could be outstanding."""
+        self._driver.post(lambda core: core.body_returned(read_clocks()))
+
+    def published(self, view: View) -> None:
+        """See :class:`Listener`."""
+        event = RaftEvent(view.raft_role, view.term, self._leader_name(view))
+        if event != self._last_event:
+            self._last_event = event
+            self._on_loop(lambda: self._tell(event))
+
+    def user_effect(self, effect: Proposed | Rejected | Apply | Proved) -> None:
+        """See :class:`Listener`."""
+        self._inbox.append(effect)
+        if not self._inbox_woken:
+            self._inbox_woken = True
+            self._on_loop(self._take_inbox)
+
+    def changed(self, state: State, view: View) -> None:
+        """See :class:`Listener`."""
+
+    def on_failure(self, error: BaseException) -> None:
+        """See :class:`Listener`."""
+        self._on_loop(lambda: self._fail(error))
+
+    # -- inside -----------------------------------------------------------------------------------------------------
+
+    async def _submit(self, payload: bytes, timeout_ms: int) -> Any:
+        if self._driver.published.raft_role != "leader":
+            raise self._not_leader()
+        if self._waiting >= PENDING_MAX:
+            raise ProposalDropped(f"{PENDING_MAX} commands wait already: nothing was proposed")
+        pending = self._track(timeout_ms)
+        self._outbox.append((payload, pending))
+        if not self._outbox_woken:
+            self._outbox_woken = True
+            self._driver.post(self._propose)
+        return await pending.future
+
+    def _track(self, timeout_ms: int) -> _Pending:
+        if self._closed or self._error is not None or self._loop is None:
+            raise NodeClosed("the node is closed" if self._error is None else f"the node failed: {self._error}")
+        pending = _Pending(self._loop.create_future())
+        self._waiting += 1
+        pending.future.add_done_callback(self._count_down)
+        self._deadline_number += 1
+        deadline = time.monotonic() + timeout_ms / 1000
+        heapq.heappush(self._deadlines, (deadline, self._deadline_number, pending))
+        return pending
+
+    def _count_down(self, _: object) -> None:
+        self._waiting -= 1
+
+    def _propose(self, core: MemberCore) -> list[Effect]:
+        """On the node's thread: everything that waits goes out as one proposal."""
+        self._outbox_woken = False
+        batch: list[tuple[bytes, object]] = []
+        with contextlib.suppress(IndexError):
+            while True:
+                batch.append(self._outbox.popleft())
+        return core.propose(batch, read_clocks())
+
+    def _take_inbox(self) -> None:
+        self._inbox_woken = False
+        with contextlib.suppress(IndexError):
+            while True:
+                self._take(self._inbox.popleft())
+
+    def _take(self, effect: Proposed | Rejected | Apply | Proved) -> None:
+        match effect:
+            case Apply(entries):
+                for index, term, data in entries:
+                    self._apply(index, term, data)
+            case Proposed(first, term, tickets):
+                for index, pending in enumerate(tickets, start=first):
+                    self._enter_in_log(index, term, pending)
+            case Rejected(tickets):
+                for pending in tickets:
+                    self._settle(pending, error=self._not_leader())
+            case Proved(ticket):
+                self._settle(ticket, result=None)
+
+    def _enter_in_log(self, index: int, term: int, ticket: object) -> None:
+        if not isinstance(ticket, _Pending):
+            raise InvariantViolated("a ticket of ours came back as something else")
+        ticket.term, ticket.index = term, index
+        older = self._in_log.get(index)
+        if older is not None:
+            self._settle(older, error=_overtaken())
+        self._in_log[index] = ticket
+
+    def _apply(self, index: int, term: int, data: bytes | None) -> None:
+        if self._error is not None:
+            return
+        result: Any = None
+        if data is not None:
+            try:
+                result = self._fsm.apply(data, index=index, term=term)
+            except Exception as error:  # noqa: BLE001 - whatever it is, this member is no replica any more.
+                self._fail(error)
+                self._driver.stop()
+                return
+        self._fsm_index = index
+        pending = self._in_log.pop(index, None)
+        if pending is None:
+            return
+        if pending.term == term:
+            self._settle(pending, result=result)
+        else:
+            self._settle(pending, error=_overtaken())
+
+    def _settle(self, ticket: object, *, result: Any = None, error: Exception | None = None) -> None:
+        if not isinstance(ticket, _Pending) or ticket.future.done():
+            return
+        if error is None:
+            ticket.future.set_result(result)
+        else:
+            ticket.future.set_exception(error)
+
+    def _sweep(self) -> None:
+        """End what waited too long. A coarse clock: one timer for all calls instead of one for each."""
+        now = time.monotonic()
+        while self._deadlines and (self._deadlines[0][0] <= now or self._deadlines[0][2].future.done()):
+            _, _, pending = heapq.heappop(self._deadlines)
+            if pending.future.done():
+                continue
+            if pending.index:
+                self._in_log.pop(pending.index, None)
+            self._settle(pending, error=OutcomeUnknown("no answer within the timeout: it may or may not be applied"))
+        if self._loop is not None and not self._closed:
+            self._sweeper = self._loop.call_later(_SWEEP_SECONDS, self._sweep)
+
+    def _tell(self, event: RaftEvent) -> None:
+        for queue in self._observers:
+            queue.put_nowait(event)
+
+    def _fail(self, error: BaseException) -> None:
+        if self._error is None:
+            self._error = error
+            if self.failed is not None and not self.failed.done():
+                self.failed.set_result(error)
+            self._end(NodeClosed(f"the node failed: {error}"))
+
+    def _end(self, error: NodeClosed) -> None:
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        for _, _, pending in self._deadlines:
+            self._settle(pending, error=error)
+        self._deadlines.clear()
+        self._in_log.clear()
+        for queue in self._observers:
+            queue.put_nowait(None)
+
+    def _not_leader(self) -> NotLeader:
+        name = self._leader_name(self._driver.published)
+        peer = self._config.raft.peers.get(name) if name else None
+        return NotLeader(leader_name=name, leader_url=peer.url if peer else None)
+
+    def _leader_name(self, view: View) -> str | None:
+        record = self._driver.record
+        if record is None or view.leader_id == 0:
+            return None
+        return next((member.name for member in record.members if member.raft_id == view.leader_id), None)
+
+    def _on_loop(self, call: Callable[[], None]) -> None:
+        loop = self._loop
+        if loop is not None and not loop.is_closed():
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(call)
+
+
+def _overtaken() -> ProposalDropped:
+    """Another leader's entry stands where ours stood: ours is gone for good."""
+    return ProposalDropped("another leader's entry took its place in the log")
