@@ -11,16 +11,19 @@ reach past the public names of ``tenure.raft``.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
+import importlib.util
 import os
 import sys
+import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from bench.raft.preparation import Unavailable
-from bench.raft.speech import Window
+from bench.raft.speech import Window, report, requests
 
 Apply = Callable[[bytes], Awaitable[object]]
 
@@ -29,9 +32,11 @@ def prepare() -> None:
     """Our own package is installed by ``make setup``.
 
     Raises:
-        Unavailable: this version of tenure has no public node to drive.
+        Unavailable: it is not, or its compiled binding is missing.
     """
-    raise Unavailable("not available yet: this version of tenure has no public tenure.raft.Node with apply()")
+    for module in ("tenure", "tenure_raft"):
+        if importlib.util.find_spec(module) is None:
+            raise Unavailable(f"{module} is not installed here: make setup")
 
 
 def command(index: int, voters: Sequence[str], directory: Path) -> list[str]:
@@ -66,5 +71,72 @@ async def drive(apply: Apply, request: dict[str, Any]) -> None:
     window.report()
 
 
+class Counter:
+    """The state machine: counts what was applied."""
+
+    def __init__(self) -> None:
+        self.applied = 0
+
+    def apply(self, data: bytes, *, index: int, term: int) -> int:
+        """One operation; the payload is only carried."""
+        self.applied += 1
+        return self.applied
+
+
+async def run(index: int, voters: Sequence[str], directory: Path) -> None:
+    """One voter, until the benchmark closes the input."""
+    from tenure.config import from_mapping
+    from tenure.raft import Node
+
+    names = [f"node-{position}" for position in range(len(voters))]
+    peers = {name: {"raft": address, "url": "http://unused"} for name, address in zip(names, voters, strict=True)}
+    config = from_mapping(
+        {
+            "cluster": {"name": "bench"},
+            "node": {"name": names[index], "data_dir": str(directory)},
+            "raft": {"listen": voters[index], "peers": peers},
+        }
+    )
+    counter = Counter()
+    loop = asyncio.get_running_loop()
+    inbox: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
+
+    def read() -> None:
+        for request in requests():
+            loop.call_soon_threadsafe(inbox.put_nowait, request)
+        loop.call_soon_threadsafe(inbox.put_nowait, None)
+
+    async with Node.open(config, counter) as node:
+        threading.Thread(target=read, daemon=True).start()
+        announcing = asyncio.create_task(_announce(node))
+        while (request := await inbox.get()) is not None:
+            if request["do"] == "load":
+                await drive(node.apply, request)
+            else:
+                report("applied", count=counter.applied)
+        announcing.cancel()
+
+
+async def _announce(node: Any) -> None:
+    """Say once, as the first leader of the run, that this node leads: the benchmark fails a run that changes it."""
+    async for event in node.observe():
+        if event.role == "leader":
+            await node.barrier()
+            report("leader")
+            return
+
+
+def main() -> None:
+    """Read the command line of one voter and run it, on uvloop as the extra installs it."""
+    import uvloop
+
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--index", type=int, required=True)
+    parser.add_argument("--voters", required=True)
+    parser.add_argument("--directory", type=Path, required=True)
+    arguments = parser.parse_args()
+    uvloop.run(run(arguments.index, arguments.voters.split(","), arguments.directory))
+
+
 if __name__ == "__main__":
-    prepare()
+    main()
