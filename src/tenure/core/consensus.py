@@ -31,6 +31,8 @@ INBOX_LIMIT = 4096
 #: The user's commands that go to the engine as one proposal: more of them would only delay the first.
 PROPOSAL_COMMANDS_MAX = 4096
 PROPOSAL_BYTES_MAX = 4 << 20
+#: After the leader's process was seen to be gone, the voters campaign one after the other, this far apart.
+SUSPICION_RANK_NS = 30 * NS_PER_MS
 TICKS_PER_HEARTBEAT = 4
 TICK_MS_MIN = 5
 
@@ -79,6 +81,8 @@ class Consensus:
         self._proposals: list[bytes] = []
         self._reads: list[bytes] = []
         self._user: deque[tuple[bytes, object]] = deque()
+        self._suspected = 0
+        self._suspected_at: Reading | None = None
         self._ready: Ready | None = None
         self.dropped_payloads = 0
 
@@ -106,6 +110,15 @@ class Consensus:
         """Queue a proof of leadership. The caller read its clock before this call (R8)."""
         self._reads.append(context)
 
+    def suspect(self, peer: int, now: Reading) -> None:
+        """The process of ``peer`` is gone: nobody listens at its address, or another incarnation does (design 5).
+
+        If it is the leader that this follower knows, it is forgotten, and the voters campaign by rank. This only
+        shortens the detection: the term moves by a vote of a quorum alone (pre-vote), and the lease is waited out.
+        """
+        if self._suspected_at is None:
+            self._suspected, self._suspected_at = peer, now
+
     def refuses_votes(self, now: Reading) -> bool:
         """R6: for one election timeout after its start a member neither votes nor is made to campaign."""
         embargo_ns = self._cadence.tick_ns * self._cadence.election_tick
@@ -127,6 +140,8 @@ class Consensus:
             except ValueError:
                 dropped = 1
             self.dropped_payloads += dropped
+        if self._suspected_at is not None:
+            self._follow_suspicion(self._suspected_at, now, stands=stands and not refuse_votes)
         if not stands and self.engine.role in ("pre_candidate", "candidate"):
             self.engine.become_follower(0)
         effects = self._feed_requests()
@@ -152,6 +167,22 @@ class Consensus:
         if advanced.committed:
             self.engine.applied_to(advanced.committed[-1][0])
         return progress
+
+    def _follow_suspicion(self, since: Reading, now: Reading, *, stands: bool) -> None:
+        engine = self.engine
+        if engine.role == "follower" and engine.leader_id == self._suspected:
+            # Without a leader this voter is free to vote at once: its promise was to the one that is gone.
+            engine.become_follower(0)
+        if engine.role != "follower" or engine.leader_id != 0:
+            self._suspected_at = None
+            return
+        others = [voter for voter in engine.voters if voter != self._suspected]
+        if self._raft_id not in others or not stands:
+            return
+        rank = 1 + sorted(others).index(self._raft_id)
+        if elapsed_for_waiter(since, now) >= rank * SUSPICION_RANK_NS:
+            self._suspected_at = None
+            engine.campaign()
 
     def _run_owed_ticks(self, now: Reading) -> None:
         owed = elapsed_for_waiter(self._ticked_until, now) // self._cadence.tick_ns

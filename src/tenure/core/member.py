@@ -119,6 +119,11 @@ class MemberCore:
         self.consensus.receive(sender, payload)
         return self._collect(now)
 
+    def suspect(self, peer: int, now: Reading) -> list[Effect]:
+        """The process of the member ``peer`` was seen to be gone; see :meth:`Consensus.suspect`."""
+        self.consensus.suspect(peer, now)
+        return self._collect(now)
+
     def persisted(self, now: Reading) -> list[Effect]:
         """The last Persist effect is durable."""
         progress = self.consensus.persisted()
