@@ -15,14 +15,20 @@ from tenure.testing.damage import flip_bit, torn_copies
 from tenure.testing.log_store import LogStoreConformance
 from tenure.testing.memory_log_store import MemoryDisk, MemoryLogStore
 from tenure.testing.memory_snapshot_store import MemorySnapshotStore
+from tenure.testing.memory_transport import MemoryNetwork, MemoryTransport
 from tenure.testing.snapshot_store import SnapshotStoreConformance
+from tenure.testing.transport import Endpoint, TransportConformance
 
 __all__ = [
+    "Endpoint",
     "LogStoreConformance",
     "MemoryDisk",
     "MemoryLogStore",
+    "MemoryNetwork",
     "MemorySnapshotStore",
+    "MemoryTransport",
     "SnapshotStoreConformance",
+    "TransportConformance",
     "flip_bit",
     "torn_copies",
 ]

@@ -4,6 +4,7 @@ Touches sockets, and nothing else. It reads no Raft message: payloads are opaque
 """
 
 from tenure.transport.frames import FRAME_LIMIT, Frame, FrameError
+from tenure.transport.protocol import Transport
 from tenure.transport.tcp import TcpTransport
 
-__all__ = ["FRAME_LIMIT", "Frame", "FrameError", "TcpTransport"]
+__all__ = ["FRAME_LIMIT", "Frame", "FrameError", "TcpTransport", "Transport"]
