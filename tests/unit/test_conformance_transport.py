@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import ClassVar
 
 import pytest
@@ -21,6 +22,7 @@ NAMES = {raft_id: name for name, raft_id in IDS.items()}
 
 class TestTcpTransport(TransportConformance):
     def setup_method(self) -> None:
+        self.detours: dict[str, str] = {}
         self.addresses = {name: f"127.0.0.1:{port}" for name, port in zip(IDS, free_ports(3), strict=True)}
 
     async def open_transport(self, member: int, endpoint: Endpoint, *, incarnation: int) -> Transport:
@@ -36,10 +38,11 @@ class TestTcpTransport(TransportConformance):
             settings=SETTINGS,
         )
         # A second life of a member that is still there cannot have its address, too.
+        peers = {other: address for other, address in self.addresses.items() if other != name} | self.detours
         for listen in (self.addresses[name], "127.0.0.1:0"):
             transport = TcpTransport(
                 listen=listen,
-                peers={other: address for other, address in self.addresses.items() if other != name},
+                peers=peers,
                 identity=lambda: Identity(hello, CLUSTER, member),
                 admit=lambda other, _: None if other.cluster_id == CLUSTER.hex() else "another cluster",
                 raft_id_of=IDS.get,
@@ -53,6 +56,29 @@ class TestTcpTransport(TransportConformance):
             return transport
         raise AssertionError("no address to listen on")
 
+    async def open_leftover(self, member: int, endpoint: Endpoint, *, incarnation: int) -> Transport:
+        """It reaches member 1 through a relay that takes one connection and no more."""
+        host, port = self.addresses["a"].split(":")
+        relay = await asyncio.start_server(lambda *ends: self.relay_once(relay, ends, host, int(port)), host, 0)
+        self.detours = {"a": f"{host}:{relay.sockets[0].getsockname()[1]}"}
+        try:
+            return await self.open_transport(member, endpoint, incarnation=incarnation)
+        finally:
+            self.detours = {}
+
+    async def relay_once(self, relay: asyncio.Server, ends: tuple, host: str, port: int) -> None:
+        relay.close()
+        reader, writer = ends
+        onward_reader, onward_writer = await asyncio.open_connection(host, port)
+
+        async def pass_on(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+            with contextlib.suppress(OSError), contextlib.closing(target):
+                while data := await source.read(1 << 16):
+                    target.write(data)
+                    await target.drain()
+
+        await asyncio.gather(pass_on(reader, onward_writer), pass_on(onward_reader, writer))
+
 
 class TestMemoryTransport(TransportConformance):
     transport_class = MemoryTransport
@@ -64,6 +90,9 @@ class TestMemoryTransport(TransportConformance):
         transport = self.transport_class(self.network, member, endpoint.taken)
         await transport.start()
         return transport
+
+    # A life that was replaced stays replaced: this network has no second way to it.
+    open_leftover = open_transport
 
 
 # -- the suite is not blind -------------------------------------------------------------------------------------------
@@ -116,6 +145,24 @@ class TalksAfterItsEnd(MemoryTransport):
         pass
 
 
+class IsHeardForEver(MemoryTransport):
+    """Every life of a member is as good as another."""
+
+    def send(self, peer: int, payload: bytes) -> None:
+        present = self._network.present(self.member)
+        self._network._members[self.member] = self
+        super().send(peer, payload)
+        self._deliver(peer)
+        self._in_flight[peer].append((self, b""))
+        if present is not None:
+            self._network.enter(present)
+
+    def _deliver(self, peer: int) -> None:
+        target, payload = self._in_flight[peer].popleft()
+        if payload:
+            target._on_payload(self.member, payload)
+
+
 class ClosesOnce(MemoryTransport):
     async def close(self) -> None:
         if self._closed:
@@ -139,6 +186,7 @@ class TrustsTheFirstByte(MemoryTransport):
         (RaisesForStrangers, "payload_is_dropped_and_counted_when_its_peer_is_unknown_or_oneself"),
         (KnowsNoBound, "payloads_are_dropped_when_the_peer_does_not_keep_up"),
         (TalksAfterItsEnd, "nothing_is_delivered_or_sent_when_the_transport_is_closed"),
+        (IsHeardForEver, "newer_stream_replaces_the_older_when_both_are_open"),
         (ClosesOnce, "close_does_nothing_when_it_is_called_again_or_at_once"),
         (TrustsTheFirstByte, "each_sender_is_told_apart_when_several_send"),
     ],

@@ -11,6 +11,7 @@ import functools
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
+from unittest import SkipTest
 
 from tenure.testing.expectations import expect, expect_equal
 from tenure.transport import Transport
@@ -60,11 +61,15 @@ class TransportConformance:
     # -- what a subclass says about its transport --------------------------------------------------------------------
 
     async def open_transport(self, member: int, endpoint: Endpoint, *, incarnation: int) -> Transport:
-        """A started transport of ``member`` that knows the other two and gives payloads to ``endpoint.taken``.
-
-        A second one of the same member and a higher incarnation is a later life of it; the earlier may still be open.
-        """
+        """A started transport of ``member`` that knows the other two and gives payloads to ``endpoint.taken``."""
         raise NotImplementedError
+
+    async def open_leftover(self, member: int, endpoint: Endpoint, *, incarnation: int) -> Transport:
+        """The same, of a life that is about to be replaced: its streams, once ended, cannot be opened again.
+
+        Without it the test of the newer stream is skipped.
+        """
+        raise SkipTest("open_leftover is not overridden")
 
     # -- helpers of the suite ----------------------------------------------------------------------------------------
 
@@ -182,19 +187,22 @@ class TransportConformance:
 
     @_on_a_loop
     async def test_newer_stream_replaces_the_older_when_both_are_open(self) -> None:
-        """Two lives of one member: the newer is heard, and each of them in order, once."""
-        async with self._opened(1) as (_, at_one), self._opened(2) as (older, _):
-            await self._deliver(older, 1, at_one, b"the first life")
-            async with self._opened(2, incarnation=2) as (newer, _):
-                number = 0
-                while not any(payload.startswith(b"newer") for payload in at_one.of(2)):
-                    number += 1
-                    newer.send(1, b"newer %d" % number)
-                    older.send(1, b"older %d" % number)
-                    await asyncio.sleep(_POLL_SECONDS)
-                for life in (b"older", b"newer"):
-                    numbers = [int(payload.split()[1]) for payload in at_one.of(2) if payload.startswith(life)]
-                    expect(numbers == sorted(set(numbers)), "a stream is neither reordered nor repeated")
+        """Two lives of one member, the earlier still there: once the newer was heard, the older is not heard again."""
+        async with self._opened(1) as (_, at_one):
+            older = await self.open_leftover(2, Endpoint(), incarnation=1)
+            try:
+                await self._deliver(older, 1, at_one, b"older")
+                async with self._opened(2, incarnation=2) as (newer, _):
+                    await self._deliver(newer, 1, at_one, b"newer")
+                    heard = at_one.of(2).count(b"older")
+                    for _ in range(20):
+                        older.send(1, b"older")
+                        newer.send(1, b"newer")
+                        await asyncio.sleep(_POLL_SECONDS)
+                    expect_equal(at_one.of(2).count(b"older"), heard, "an older stream is dropped once a newer spoke")
+                    expect(at_one.of(2).count(b"newer") > 1, "the newer stream goes on")
+            finally:
+                await older.close()
 
     @_on_a_loop
     async def test_nothing_is_delivered_or_sent_when_the_transport_is_closed(self) -> None:
