@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import socket
 import sqlite3
+import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -16,6 +18,7 @@ import tenure
 from tenure import LossReason, State
 from tenure.config import from_mapping
 from tenure.fence import fenced_transaction, install, rebase
+from tenure.node.clocks import read_clocks
 from tenure.node.member import Member
 
 BOUND_SECONDS = 20.0
@@ -289,6 +292,42 @@ async def test_R2_storage_error_ends_the_node_and_its_leadership(
         assert successor.token > leadership.token
         with pytest.raises(tenure.SyncFailed):
             await cluster.tasks.pop(name)
+
+
+@pytest.mark.asyncio
+async def test_R2_disk_that_hangs_ends_the_leadership_within_the_lease_and_then_the_node(
+    tmp_path: Path, fenced_database: str, monkeypatch: pytest.MonkeyPatch
+):
+    """An fsync that never returns: the lease lapses by itself, another member leads, the owner is told to exit."""
+    monkeypatch.setattr("tenure.node.driver.DISK_STALL_SECONDS", 2.0)
+    async with running(tmp_path, fenced_database) as cluster:
+        name, leadership = await cluster.leader()
+        member = cluster.members[name]
+        store = member._driver._require_directory().store
+        released, real_save = threading.Event(), store.save
+
+        def hang(**arguments: Any) -> None:
+            released.wait(30)
+            real_save(**arguments)
+
+        monkeypatch.setattr(store, "save", hang)
+        try:
+            member._driver.post(lambda core: core.change_settings(core.state.settings, read_clocks()))
+            async with asyncio.timeout(BOUND_SECONDS):
+                assert await leadership.lost is LossReason.LEASE_EXPIRED
+                error = await asyncio.shield(member.failed)
+            assert isinstance(error, tenure.SyncFailed)
+            assert "has not finished a write" in str(error)
+            other, successor = await cluster.leader()
+            assert other != name
+            assert successor.token > leadership.token
+            with pytest.raises(tenure.SyncFailed):
+                await cluster.tasks.pop(name)
+        finally:
+            released.set()
+            # The process would have exited by now; the test has to tidy up what the hung thread held.
+            await asyncio.to_thread(member._driver._disk.shutdown, wait=True)
+            member._driver._require_directory().close()
 
 
 def test_R2_bit_flip_in_the_log_is_found_and_named(tmp_path: Path):

@@ -43,7 +43,7 @@ from tenure.core.effects import (
 from tenure.core.fsm import ClusterRecord
 from tenure.core.member import MemberCore, View
 from tenure.core.roles import Phase
-from tenure.errors import EngineFailed, InvariantViolated, NodeClosed, StorageError, TenureError
+from tenure.errors import EngineFailed, InvariantViolated, NodeClosed, StorageError, SyncFailed, TenureError
 from tenure.fence import FenceStore
 from tenure.instants import NS_PER_MS, NS_PER_SECOND, LeaseSpan
 from tenure.node.clocks import read_clocks
@@ -56,6 +56,8 @@ from tenure.types import Credential, LossReason, State
 
 logger = logging.getLogger("tenure.node")
 
+#: A write that is not durable after this long ends the node: its lease has lapsed long before (R2, R13).
+DISK_STALL_SECONDS = 10.0
 #: A call that the node's thread must answer (open, close) waits at most this long.
 CALL_TIMEOUT_SECONDS = 10.0
 
@@ -104,6 +106,8 @@ class Driver:
         self._tasks: set[asyncio.Task[None]] = set()
         self._error: BaseException | None = None
         self._leaving: list[Future[None]] = []
+        self._persisting_since: float | None = None
+        self._disk_hangs = False
         self._last_shown: tuple[State, int, str | None] = (State.FOLLOWER, 0, None)
         self.incarnation = secrets.randbits(63) | 1
         self.record: ClusterRecord | None = None
@@ -266,6 +270,15 @@ class Driver:
         if core is None or loop is None or self._error is not None:
             return
         loop.call_later(core.tick_ns / NS_PER_SECOND, self._tick)
+        if self._persisting_since is not None and loop.time() - self._persisting_since > DISK_STALL_SECONDS:
+            self._disk_hangs = True
+            self._fail(
+                SyncFailed(
+                    f"the disk of {self._config.node.data_dir} has not finished a write for {DISK_STALL_SECONDS:g} s: "
+                    "this node must stop; look at the disk before it is started again"
+                )
+            )
+            return
         self._feed(lambda running: running.tick(read_clocks()))
 
     def _on_payload(self, sender: int, payload: bytes) -> None:
@@ -315,9 +328,11 @@ class Driver:
             self._disk,
             lambda: store.save(first=effect.first, entries=effect.entries, hard_state=effect.hard_state),
         )
+        self._persisting_since = asyncio.get_running_loop().time()
         future.add_done_callback(self._end_persist)
 
     def _end_persist(self, future: asyncio.Future[None]) -> None:
+        self._persisting_since = None
         if future.cancelled():
             return
         error = future.exception()
@@ -401,6 +416,10 @@ class Driver:
             closers.append(self._fence.close())
         await asyncio.gather(*closers, return_exceptions=True)
         self._core = None
+        if self._disk_hangs:
+            # The disk hangs: its thread cannot be waited for. The lock on the directory ends with the process.
+            self._disk.shutdown(wait=False)
+            return
         if self._directory is not None:
             await asyncio.get_running_loop().run_in_executor(self._disk, self._directory.close)
         self._disk.shutdown(wait=True)
