@@ -88,6 +88,10 @@ def decide(own: Hello, answers: dict[str, Hello]) -> ClusterRecord | Wait | Refu
 def _differences(own: Hello, other: Hello) -> list[str]:
     """Why two founders disagree, field by field."""
     reasons = []
+    if other.protocol != own.protocol:
+        reasons.append(f"{other.name} speaks protocol {other.protocol}, this version speaks {own.protocol}")
+    if other.cluster_name != own.cluster_name:
+        reasons.append(f"cluster.name: this file says {own.cluster_name!r}, {other.name} says {other.cluster_name!r}")
     if set(own.member_names) != set(other.member_names):
         reasons.append(
             f"raft.peers: this file lists {', '.join(sorted(own.member_names))}, "

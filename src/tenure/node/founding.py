@@ -53,8 +53,9 @@ class Founding:
             name=config.node.name,
             directory_id=self._directory_id,
             incarnation=self._incarnation,
-            member_names=tuple(sorted(config.raft.peers)),
-            settings=settings_of(config),
+            # Once founded, what was founded counts: a member that founds later must not take an edited file for it.
+            member_names=tuple(sorted(record_names(record) if record else config.raft.peers)),
+            settings=record.settings if record else settings_of(config),
         )
         cluster = bytes.fromhex(record.cluster_id) if record else NO_CLUSTER
         identity = Identity(hello=hello, cluster=cluster, sender=self.raft_id_of(config.node.name) or 0)
@@ -72,9 +73,12 @@ class Founding:
         return next((member.raft_id for member in self.record.members if member.name == name), None)
 
     def on_hello(self, hello: Hello) -> None:
-        """A member presented itself; while this directory is new, that is an answer."""
-        config = self._config
-        if self.record is None and hello.name != config.node.name and hello.name in config.raft.peers:
+        """The configured address of a member answered; while this directory is new, that counts.
+
+        A hello from elsewhere would not do: two nodes that were given one name by mistake could be counted by
+        different founders, and two clusters would each have a quorum.
+        """
+        if self.record is None and hello.name in self._config.raft.peers:
             self._answers[hello.name] = hello
             self._changed.set()
 
@@ -113,6 +117,11 @@ class Founding:
             await asyncio.wait({changed, stopping}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
             changed.cancel()
         return None
+
+
+def record_names(record: ClusterRecord) -> list[str]:
+    """The names of the founding members."""
+    return [member.name for member in record.members]
 
 
 def _refusal(decision: Refuse) -> FoundingRefused:
