@@ -8,7 +8,7 @@ import struct
 from collections.abc import AsyncIterator
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from support.virtual_cluster import SETTINGS
@@ -44,6 +44,7 @@ def test_R3_any_bytes_are_a_frame_or_a_frame_error(data: bytes):
 
 
 @given(st.binary(max_size=300))
+@example(b"\x81\xa3\x00\x00\x80")  # a key that is no text
 def test_R3_any_hello_is_a_hello_or_a_frame_error(data: bytes):
     """The MessagePack inside is bounded by its frame and its shape."""
     with contextlib.suppress(FrameError):

@@ -86,5 +86,5 @@ def decode_hello(payload: bytes) -> Hello:
     """Read a HELLO payload back; :class:`FrameError` if it is malformed or of an unknown shape."""
     try:
         return _hello_decoder.decode(payload)
-    except (msgspec.DecodeError, msgspec.ValidationError, RecursionError) as error:
+    except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError, RecursionError) as error:
         raise FrameError(f"malformed hello: {error}") from None

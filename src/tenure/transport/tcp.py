@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import socket
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -28,6 +29,9 @@ SEND_BUFFER_LIMIT = 16 << 20
 HANDSHAKE_TIMEOUT_SECONDS = 3.0
 RECONNECT_SECONDS_MIN = 0.02
 RECONNECT_SECONDS_MAX = 0.5
+#: A peer that acknowledges nothing for so long is given up and dialled again. Left to itself, TCP would repeat more and
+#: more rarely, and after a long cut some of the members would not hear of one another for minutes.
+SILENCE_SECONDS_MAX = 3
 #: Accepted connections that have not said hello yet; more are closed at once.
 UNGREETED_LIMIT = 64
 
@@ -101,6 +105,9 @@ class TcpTransport:
             server.close()
         tasks = [*self._dialers, *self._handlers]
         self._dialers = []
+        for writer in self._outgoing.values():
+            # A peer that does not read would keep a closed stream open until all is sent.
+            writer.transport.abort()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -115,6 +122,11 @@ class TcpTransport:
                     delay = RECONNECT_SECONDS_MIN
             except (OSError, FrameError, TimeoutError, asyncio.IncompleteReadError) as error:
                 self.problems[name] = str(error) or type(error).__name__
+            except Exception as error:
+                # A dialler must not end, since nobody starts it again. A host name that cannot be encoded gets here.
+                if name not in self.problems:
+                    logger.exception("dialling %s failed", name)
+                self.problems[name] = str(error) or type(error).__name__
             await asyncio.sleep(delay)
             delay = min(delay * 2, RECONNECT_SECONDS_MAX)
 
@@ -123,6 +135,7 @@ class TcpTransport:
         host, port = self._peers[name]
         async with asyncio.timeout(HANDSHAKE_TIMEOUT_SECONDS):
             reader, writer = await asyncio.open_connection(host, port)
+            _bound_silence(writer)
             with _closing_on_failure(writer):
                 writer.write(self._frame(Kind.HELLO, frames.encode_hello(self._identity().hello)))
                 answer = await _read_frame(reader, limit=HELLO_LIMIT)
@@ -131,7 +144,9 @@ class TcpTransport:
                 self.problems[name] = f"{name} refuses this node: {answer.payload.decode(errors='replace')}"
                 return False
             hello = frames.decode_hello(answer.payload)
-            self._on_hello(hello)
+            if hello.name == name:
+                # Only the configured address speaks for a member; what dials in may call itself anything.
+                self._on_hello(hello)
             problem = self._admit(hello, name)
             raft_id = self._raft_id_of(name)
             if problem is not None or raft_id is None:
@@ -160,6 +175,7 @@ class TcpTransport:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.closing(writer):
             try:
+                _bound_silence(writer)
                 hello = await self._greet(reader, writer)
                 if hello is not None:
                     await self._read_frames(hello, reader, writer)
@@ -176,7 +192,6 @@ class TcpTransport:
         if frame.kind is not Kind.HELLO:
             raise FrameError("the first frame is no hello")
         hello = frames.decode_hello(frame.payload)
-        self._on_hello(hello)
         problem = self._admit(hello, None)
         own = self._identity().hello
         if problem is not None and own.cluster_id and hello.cluster_id:
@@ -222,6 +237,15 @@ class TcpTransport:
 async def _read_frame(reader: asyncio.StreamReader, *, limit: int) -> Frame:
     length = frames.decode_length(await reader.readexactly(4), limit=limit)
     return frames.decode(await reader.readexactly(length))
+
+
+def _bound_silence(writer: asyncio.StreamWriter) -> None:
+    """End the connection when its other side vanished without a word."""
+    connection = writer.get_extra_info("socket")
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SILENCE_SECONDS_MAX * 1000)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, SILENCE_SECONDS_MAX)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1)
 
 
 @contextlib.contextmanager
