@@ -16,6 +16,7 @@ The handle belongs to the application's event loop. The node's thread touches it
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import enum
 from collections.abc import Callable
 from types import TracebackType
@@ -121,7 +122,8 @@ class HeldLeadership:
         """The leadership is over. Any thread; the first reason stays."""
         if self._reason is None:
             self._reason = reason
-        if not self._loop.is_closed():
+        # The application's loop may be closed, or close just now: then no body runs on it any more.
+        with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._lose)
 
     # -- on the application's loop --------------------------------------------------------------------------------

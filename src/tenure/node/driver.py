@@ -138,8 +138,12 @@ class Driver:
     def out_of_office(self) -> Future[None]:
         """Resolves once this member neither leads nor is on its way in or out of office. Any thread."""
         future: Future[None] = Future()
-        self._leaving.append(future)
-        self.post(lambda core: [])
+
+        def note(_: MemberCore) -> list[Effect]:
+            self._leaving.append(future)
+            return []
+
+        self.post(note)
         return future
 
     def stop(self) -> None:
@@ -407,6 +411,11 @@ class Driver:
             self._stopping.set()
 
     async def _close(self) -> None:
+        # Nothing is fed to the core any more, or it could ask the fence for something after that was closed.
+        self._core = None
+        self.published = msgspec.structs.replace(
+            self.published, phase=Phase.FOLLOWING, raft_role="follower", leader_id=0, span=None
+        )
         closers: list[Awaitable[None]] = []
         for task in list(self._tasks):
             task.cancel()
@@ -415,7 +424,6 @@ class Driver:
         if self._fence is not None:
             closers.append(self._fence.close())
         await asyncio.gather(*closers, return_exceptions=True)
-        self._core = None
         if self._disk_hangs:
             # The disk hangs: its thread cannot be waited for. The lock on the directory ends with the process.
             self._disk.shutdown(wait=False)

@@ -19,14 +19,15 @@ import msgspec
 from tenure.config import Config
 from tenure.core.member import View
 from tenure.core.roles import Phase
-from tenure.errors import NodeClosed
-from tenure.instants import NS_PER_MS, LeaseSpan
+from tenure.errors import NodeClosed, StorageError
+from tenure.instants import NS_PER_MS, LeaseSpan, Reading, margin_within
 from tenure.leadership import HeldLeadership
 from tenure.node.clocks import read_clocks
 from tenure.node.driver import CALL_TIMEOUT_SECONDS, Driver, Listener
 from tenure.node.engine import require_engine
 from tenure.types import Credential, LossReason, PeerInfo, State, Status
 
+logger = logging.getLogger("tenure.node")
 journal_logger = logging.getLogger("tenure.journal")
 JOURNAL_LIMIT = 1000
 
@@ -49,6 +50,7 @@ class Member(Listener):
         self._driver = Driver(config, self, dsn=dsn)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._current: HeldLeadership | None = None
+        self._span = LeaseSpan(Reading(0, 0), 0)
         self._offers: asyncio.Queue[HeldLeadership | None] = asyncio.Queue()
         self._failed: asyncio.Future[BaseException] | None = None
         self._error: BaseException | None = None
@@ -70,7 +72,15 @@ class Member(Listener):
         require_engine()
         self._loop = asyncio.get_running_loop()
         self._failed = self._loop.create_future()
-        await asyncio.wait_for(asyncio.wrap_future(self._driver.start()), CALL_TIMEOUT_SECONDS)
+        try:
+            await asyncio.wait_for(asyncio.wrap_future(self._driver.start()), CALL_TIMEOUT_SECONDS)
+        except BaseException as error:
+            self._closed = True
+            await self._end_driver()
+            if isinstance(error, TimeoutError):
+                folder = self._config.node.data_dir
+                raise StorageError(f"node.data_dir {folder} was not opened in {CALL_TIMEOUT_SECONDS} s") from error
+            raise
         return self
 
     async def __aexit__(
@@ -80,10 +90,18 @@ class Member(Listener):
         await self.close()
 
     async def close(self) -> None:
-        """Give up leadership, hand it over if one election timeout suffices, and stop the node. Idempotent."""
-        if self._closed:
-            return
-        self._closed = True
+        """Give up leadership, hand it over if one election timeout suffices, and stop the node. Idempotent.
+
+        A cancellation, that of a body which closes its own member among them, cuts the hand-over short; the node stops.
+        """
+        try:
+            if not self._closed:
+                self._closed = True
+                await self._hand_over()
+        finally:
+            await self._end_driver()
+
+    async def _hand_over(self) -> None:
         if self._current is not None:
             self._current.revoke(LossReason.CLOSED)
         self._driver.post(lambda core: core.step_down(LossReason.CLOSED, read_clocks()))
@@ -92,9 +110,12 @@ class Member(Listener):
             with contextlib.suppress(TimeoutError):
                 out = asyncio.wrap_future(self._driver.out_of_office())
                 await asyncio.wait_for(out, self._config.raft.election_timeout_ms / 1000)
-        self._driver.stop()
-        await asyncio.get_running_loop().run_in_executor(None, self._driver.join, CALL_TIMEOUT_SECONDS)
+
+    async def _end_driver(self) -> None:
         self._offers.put_nowait(None)
+        self._driver.stop()
+        if not await asyncio.get_running_loop().run_in_executor(None, self._driver.join, CALL_TIMEOUT_SECONDS):
+            logger.error("the node's thread did not end within %s s: its disk does not answer", CALL_TIMEOUT_SECONDS)
 
     # -- leadership -------------------------------------------------------------------------------------------------
 
@@ -107,13 +128,18 @@ class Member(Listener):
         while True:
             leadership = await self._offers.get()
             if leadership is None:
+                # It stands for every other reader, too, and for whoever asks again.
+                self._offers.put_nowait(None)
                 if self._error is not None:
                     raise self._error
                 return
             if not leadership.offered:
                 continue
-            yield leadership
-            leadership.abandon()
+            try:
+                yield leadership
+            finally:
+                # Also when the loop over the terms was left before the scope was entered: nobody would serve.
+                leadership.abandon()
 
     @property
     def leadership(self) -> HeldLeadership | None:
@@ -205,10 +231,13 @@ class Member(Listener):
 
     def granted(self, term: int, credential: Credential, span: LeaseSpan) -> None:
         """See :class:`Listener`."""
-        self._on_loop(lambda: self._offer(term, credential, span))
+        self._span = span
+        self._on_loop(lambda: self._offer(term, credential))
 
     def renewed(self, span: LeaseSpan) -> None:
         """See :class:`Listener`."""
+        # The grant may still be on its way to a busy loop: it then starts with the newest span.
+        self._span = span
         if self._current is not None:
             self._current.renew(span)
 
@@ -248,13 +277,13 @@ class Member(Listener):
             self._failed.set_result(error)
         self._offers.put_nowait(None)
 
-    def _offer(self, term: int, credential: Credential, span: LeaseSpan) -> None:
-        loop = asyncio.get_running_loop()
+    def _offer(self, term: int, credential: Credential) -> None:
+        loop, span = asyncio.get_running_loop(), self._span
         leadership = HeldLeadership(
             term=term,
             credential=credential,
             span=span,
-            margin_ns=self._config.lease.margin_ms * NS_PER_MS,
+            margin_ns=margin_within(span.duration_ns, self._config.lease.margin_ms * NS_PER_MS),
             clock=read_clocks,
             loop=loop,
             on_exit=lambda: self._driver.post(lambda core: core.body_returned(read_clocks())),
