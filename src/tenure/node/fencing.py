@@ -56,6 +56,10 @@ class FenceAdapter:
         except RaiseRefused as error:
             if error.reason == Refusal.MOVED:
                 return RaiseMoved(str(error))
+            if error.reason == Refusal.FSYNC_OFF:
+                # The server must be mended, and every member meets the same one: handing the office on would only
+                # elect and mint again and again.
+                return FenceUnavailable(str(error))
             return FenceRefused(reason=error.reason, message=str(error))
         except FenceMissing as error:
             return FenceRefused(reason=Refusal.MISSING, message=str(error))
