@@ -41,14 +41,21 @@ class SqliteLogStore:
         self._path = path
         try:
             self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        except sqlite3.DatabaseError as error:
+            raise _explain(error, path) from error
+        try:
             execute = self._connection.execute
             execute("PRAGMA locking_mode = EXCLUSIVE")
             execute("PRAGMA journal_mode = WAL")
             execute("PRAGMA synchronous = FULL")
             self._connection.executescript(_SCHEMA)
-        except sqlite3.DatabaseError as error:
-            raise _explain(error, path) from error
-        self._refuse_newer_format()
+            self._refuse_newer_format()
+        except BaseException as error:
+            # What stays open would lock the file against the next try.
+            self._connection.close()
+            if isinstance(error, sqlite3.DatabaseError):
+                raise _explain(error, path) from error
+            raise
 
     def load(self) -> StoredLog:
         """See :meth:`LogStore.load`."""
@@ -89,7 +96,10 @@ class SqliteLogStore:
 
     def read_meta(self, key: str) -> bytes | None:
         """A small durable value beside the log, or None."""
-        row = self._connection.execute("SELECT value, checksum FROM meta WHERE key = ?", (key,)).fetchone()
+        try:
+            row = self._connection.execute("SELECT value, checksum FROM meta WHERE key = ?", (key,)).fetchone()
+        except sqlite3.DatabaseError as error:
+            raise _explain(error, self._path) from error
         if row is None:
             return None
         value: bytes = row[0]
@@ -115,7 +125,6 @@ class SqliteLogStore:
         if stored is None:
             self.write_meta("format", str(FORMAT).encode())
         elif int(stored) > FORMAT:
-            self.close()
             raise StorageError(
                 f"{self._path} has format {int(stored)}, this version reads up to {FORMAT}: use the newer Tenure"
             )
