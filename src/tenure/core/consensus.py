@@ -28,6 +28,7 @@ from tenure.invariants import invariant
 
 #: Received payloads that may wait while a Ready is being made durable. More are dropped: Raft repeats them.
 INBOX_LIMIT = 4096
+INBOX_BYTES_MAX = 64 << 20
 #: The user's commands that go to the engine as one proposal: more of them would only delay the first.
 PROPOSAL_COMMANDS_MAX = 4096
 PROPOSAL_BYTES_MAX = 4 << 20
@@ -78,6 +79,7 @@ class Consensus:
         self._started = started
         self._ticked_until = started
         self._inbox: deque[tuple[int, bytes]] = deque()
+        self._inbox_bytes = 0
         self._proposals: list[bytes] = []
         self._reads: list[bytes] = []
         self._user: deque[tuple[bytes, object]] = deque()
@@ -93,9 +95,10 @@ class Consensus:
 
     def receive(self, sender: int, payload: bytes) -> None:
         """Queue the messages of one frame."""
-        if len(self._inbox) >= INBOX_LIMIT:
+        if len(self._inbox) >= INBOX_LIMIT or self._inbox_bytes + len(payload) > INBOX_BYTES_MAX:
             self.dropped_payloads += 1
             return
+        self._inbox_bytes += len(payload)
         self._inbox.append((sender, payload))
 
     def propose(self, command: bytes) -> None:
@@ -135,6 +138,7 @@ class Consensus:
         refuse_votes = self.refuses_votes(now)
         while self._inbox:
             sender, payload = self._inbox.popleft()
+            self._inbox_bytes -= len(payload)
             try:
                 _, dropped = self.engine.receive(sender, payload, refuse_votes=refuse_votes)
             except ValueError:
