@@ -6,6 +6,7 @@ import msgspec
 import tenure_raft
 
 from support.virtual_cluster import SETTINGS, Node, VirtualCluster
+from tenure.core.consensus import INBOX_BYTES_MAX
 from tenure.core.effects import ReadFence, Send
 from tenure.core.holding import FloorRead
 from tenure.core.roles import Phase
@@ -128,3 +129,20 @@ def test_late_answer_of_the_fence_to_an_earlier_term_changes_nothing():
     before = core.holding.phase
     cluster.run(node, core.fence_read(asked, FloorRead(token=99, expected=1), cluster.reading(node)))
     assert core.holding.phase is before
+
+
+def test_inbox_is_bounded_in_bytes_while_the_disk_hangs():
+    """Some thousand frames of four megabytes would be more memory than the machine has."""
+    cluster = VirtualCluster()
+    node = cluster.nodes[cluster.elect()]
+    core = cluster.core(node.raft_id)
+    node.hold_persist = True
+    core.consensus.propose(b"\x01")
+    assert cluster.advance(200, until=lambda: core.consensus.persisting)
+    frame = bytes(4 << 20)
+    before = core.consensus.dropped_payloads
+    for _ in range(100):
+        cluster.hand_over(2, node.raft_id, frame)
+    waiting = [payload for _, payload in core.consensus._inbox]
+    assert sum(map(len, waiting)) <= INBOX_BYTES_MAX
+    assert core.consensus.dropped_payloads > before
