@@ -113,6 +113,31 @@ class Driver:
         self.record: ClusterRecord | None = None
         self.published = View()
 
+    # -- called by the application's loop -----------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Start the thread; returns once the directory is locked and the port is bound.
+
+        Raises:
+            StorageError: the directory or the port cannot be had. After this, another error or a cancellation nothing
+                is left running.
+        """
+        try:
+            await asyncio.wait_for(asyncio.wrap_future(self.start()), CALL_TIMEOUT_SECONDS)
+        except TimeoutError as error:
+            await self.close()
+            folder = self._config.node.data_dir
+            raise StorageError(f"node.data_dir {folder} was not opened in {CALL_TIMEOUT_SECONDS} s") from error
+        except BaseException:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        """End the thread and wait for it. Idempotent; a cancellation only ends the waiting."""
+        self.stop()
+        if not await asyncio.get_running_loop().run_in_executor(None, self.join, CALL_TIMEOUT_SECONDS):
+            logger.error("the node's thread did not end in %s s: its disk does not answer", CALL_TIMEOUT_SECONDS)
+
     # -- called by other threads ------------------------------------------------------------------------------------
 
     def start(self) -> Future[None]:

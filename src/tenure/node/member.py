@@ -19,15 +19,14 @@ import msgspec
 from tenure.config import Config
 from tenure.core.member import View
 from tenure.core.roles import Phase
-from tenure.errors import NodeClosed, StorageError
+from tenure.errors import NodeClosed
 from tenure.instants import NS_PER_MS, LeaseSpan, Reading, margin_within
 from tenure.leadership import HeldLeadership
 from tenure.node.clocks import read_clocks
-from tenure.node.driver import CALL_TIMEOUT_SECONDS, Driver, Listener
+from tenure.node.driver import Driver, Listener
 from tenure.node.engine import require_engine
 from tenure.types import Credential, LossReason, PeerInfo, State, Status
 
-logger = logging.getLogger("tenure.node")
 journal_logger = logging.getLogger("tenure.journal")
 JOURNAL_LIMIT = 1000
 
@@ -72,15 +71,7 @@ class Member(Listener):
         require_engine()
         self._loop = asyncio.get_running_loop()
         self._failed = self._loop.create_future()
-        try:
-            await asyncio.wait_for(asyncio.wrap_future(self._driver.start()), CALL_TIMEOUT_SECONDS)
-        except BaseException as error:
-            self._closed = True
-            await self._end_driver()
-            if isinstance(error, TimeoutError):
-                folder = self._config.node.data_dir
-                raise StorageError(f"node.data_dir {folder} was not opened in {CALL_TIMEOUT_SECONDS} s") from error
-            raise
+        await self._driver.open()
         return self
 
     async def __aexit__(
@@ -99,7 +90,8 @@ class Member(Listener):
                 self._closed = True
                 await self._hand_over()
         finally:
-            await self._end_driver()
+            self._offers.put_nowait(None)
+            await self._driver.close()
 
     async def _hand_over(self) -> None:
         if self._current is not None:
@@ -110,12 +102,6 @@ class Member(Listener):
             with contextlib.suppress(TimeoutError):
                 out = asyncio.wrap_future(self._driver.out_of_office())
                 await asyncio.wait_for(out, self._config.raft.election_timeout_ms / 1000)
-
-    async def _end_driver(self) -> None:
-        self._offers.put_nowait(None)
-        self._driver.stop()
-        if not await asyncio.get_running_loop().run_in_executor(None, self._driver.join, CALL_TIMEOUT_SECONDS):
-            logger.error("the node's thread did not end within %s s: its disk does not answer", CALL_TIMEOUT_SECONDS)
 
     # -- leadership -------------------------------------------------------------------------------------------------
 

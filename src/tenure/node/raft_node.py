@@ -34,7 +34,7 @@ from tenure.core.effects import Apply, Effect, Proposed, Proved, Rejected
 from tenure.core.member import MemberCore, View
 from tenure.errors import InvariantViolated, NodeClosed, NotLeader, OutcomeUnknown, ProposalDropped, QuorumUnavailable
 from tenure.node.clocks import read_clocks
-from tenure.node.driver import CALL_TIMEOUT_SECONDS, Driver, Listener
+from tenure.node.driver import Driver, Listener
 from tenure.node.engine import require_engine
 from tenure.types import LossReason, State
 
@@ -132,7 +132,7 @@ class RaftNode(Listener):
         require_engine()
         self._loop = asyncio.get_running_loop()
         self.failed = self._loop.create_future()
-        await asyncio.wait_for(asyncio.wrap_future(self._driver.start()), CALL_TIMEOUT_SECONDS)
+        await self._driver.open()
         self._sweeper = self._loop.call_later(_SWEEP_SECONDS, self._sweep)
         return self
 
@@ -144,16 +144,18 @@ class RaftNode(Listener):
 
     async def close(self) -> None:
         """Hand leadership over if one election timeout suffices, stop the node, end every waiting call. Idempotent."""
-        if self._closed:
-            return
-        self._closed = True
-        self._driver.post(lambda core: core.step_down(LossReason.CLOSED, read_clocks()))
-        with contextlib.suppress(TimeoutError):
-            out = asyncio.wrap_future(self._driver.out_of_office())
-            await asyncio.wait_for(out, self._config.raft.election_timeout_ms / 1000)
-        self._driver.stop()
-        await asyncio.get_running_loop().run_in_executor(None, self._driver.join, CALL_TIMEOUT_SECONDS)
-        self._end(NodeClosed())
+        try:
+            if not self._closed:
+                self._closed = True
+                self._driver.post(lambda core: core.step_down(LossReason.CLOSED, read_clocks()))
+                with contextlib.suppress(TimeoutError):
+                    out = asyncio.wrap_future(self._driver.out_of_office())
+                    await asyncio.wait_for(out, self._config.raft.election_timeout_ms / 1000)
+        finally:
+            try:
+                await self._driver.close()
+            finally:
+                self._end(NodeClosed())
 
     # -- commands ---------------------------------------------------------------------------------------------------
 
@@ -270,6 +272,7 @@ class RaftNode(Listener):
     # -- inside -----------------------------------------------------------------------------------------------------
 
     async def _submit(self, payload: bytes, timeout_ms: int) -> Any:
+        self._require_open()
         if self._driver.published.raft_role != "leader":
             raise self._not_leader()
         if self._waiting >= PENDING_MAX:
@@ -282,15 +285,18 @@ class RaftNode(Listener):
         return await pending.future
 
     def _track(self, timeout_ms: int) -> _Pending:
-        if self._closed or self._error is not None or self._loop is None:
-            raise NodeClosed("the node is closed" if self._error is None else f"the node failed: {self._error}")
-        pending = _Pending(self._loop.create_future())
+        pending = _Pending(self._require_open().create_future())
         self._waiting += 1
         pending.future.add_done_callback(self._count_down)
         self._deadline_number += 1
         deadline = time.monotonic() + timeout_ms / 1000
         heapq.heappush(self._deadlines, (deadline, self._deadline_number, pending))
         return pending
+
+    def _require_open(self) -> asyncio.AbstractEventLoop:
+        if self._closed or self._error is not None or self._loop is None:
+            raise NodeClosed("the node is closed" if self._error is None else f"the node failed: {self._error}")
+        return self._loop
 
     def _count_down(self, _: object) -> None:
         self._waiting -= 1
