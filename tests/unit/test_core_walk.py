@@ -18,7 +18,8 @@ import pytest
 import tenure_raft
 
 from support.virtual_cluster import SETTINGS, Node, VirtualCluster
-from tenure.core.effects import Effect, Grant, RaiseFence, ReadFence, Revoke
+from tenure.core import commands
+from tenure.core.effects import Apply, Effect, Grant, RaiseFence, ReadFence, Revoke
 from tenure.core.holding import FenceRefused, FenceUnavailable, FloorRead, Raised, RaiseMoved
 from tenure.core.member import MemberCore
 from tenure.core.roles import Phase
@@ -114,6 +115,7 @@ class Walk(VirtualCluster):
         self.bodies: dict[int, Grant] = {}
         self.led_terms: dict[int, int] = {}
         self.granted_tokens: list[int] = []
+        self.applied: dict[int, tuple[int, bytes | None]] = {}
         self.elections: list[tuple[int, int]] = []
         self.loss = 0.0
         self.slow_bodies = False
@@ -138,6 +140,10 @@ class Walk(VirtualCluster):
                     self._after_latency(node, core, lambda e=effect: self._raise(node, core, e))
                 case Grant():
                     self._grant(node, core, effect)
+                case Apply(entries):
+                    for index, term, data in entries:
+                        applied = self.applied.setdefault(index, (term, data))
+                        assert applied == (term, data), f"two members applied different entries at index {index}"
                 case Revoke():
                     super().run(node, [effect])
                     ended = self.bodies.get(node.raft_id)
@@ -239,6 +245,8 @@ class Walk(VirtualCluster):
             self._refusal,
             self._lose_messages,
             self._change_lease,
+            self._propose,
+            self._propose,
         ]
         self.chaos.choice(actions)(node)
 
@@ -361,9 +369,20 @@ class Walk(VirtualCluster):
         self.loss = self.chaos.choice([0.0, 0.0, 0.02, 0.2])
         self.slow_bodies = self.chaos.random() < 0.4
 
+    def _in_office(self) -> Node | None:
+        """A member that leads the Raft group, or believes so."""
+        awake = (node for node in self.nodes.values() if node.running and not node.paused)
+        return next((node for node in awake if self.core(node.raft_id).view().raft_role == "leader"), None)
+
+    def _propose(self, node: Node) -> None:
+        leading = self._in_office()
+        if leading is not None:
+            payload = bytes([commands.USER]) + b"%d" % self.chaos.randrange(1 << 30)
+            self.run(leading, self.core(leading.raft_id).propose([(payload, None)], self.reading(leading)))
+
     def _change_lease(self, node: Node) -> None:
-        leading = next((n for n in self.nodes.values() if n.running and n.core.view().raft_role == "leader"), None)
-        if leading is not None and not leading.paused:
+        leading = self._in_office()
+        if leading is not None:
             length = self.chaos.choice([400, 1000, 2000])
             changed = msgspec.structs.replace(self.settings, lease_duration_ms=length)
             self.run(leading, self.core(leading.raft_id).change_settings(changed, self.reading(leading)))

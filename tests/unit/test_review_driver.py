@@ -23,7 +23,7 @@ from tenure.errors import RaiseRefused
 from tenure.fence import Expected, Refusal
 from tenure.instants import NS_PER_MS, LeaseSpan, Reading
 from tenure.leadership import HeldLeadership
-from tenure.node import member as member_module
+from tenure.node import driver
 from tenure.node.clocks import read_clocks
 from tenure.node.fencing import FenceAdapter
 from tenure.node.founding import Founding
@@ -156,7 +156,7 @@ async def test_node_ends_when_its_directory_opens_too_late(tmp_path: Path, monke
         return opened(*args, **kwargs)
 
     monkeypatch.setattr(DataDirectory, "open", open_slowly)
-    monkeypatch.setattr(member_module, "CALL_TIMEOUT_SECONDS", 0.1)
+    monkeypatch.setattr(driver, "CALL_TIMEOUT_SECONDS", 0.1)
     with pytest.raises(tenure.StorageError, match=r"node\.data_dir .* was not opened"):
         await tenure.open(config_of(tmp_path)).__aenter__()
     slow.set()
@@ -247,7 +247,7 @@ async def test_revocation_is_no_error_when_the_applications_loop_closes_just_the
 
 @pytest.mark.asyncio
 async def test_raise_on_a_server_without_fsync_is_tried_again_under_the_same_token():
-    """It refuses every member alike: stepping down for it elected and minted some fifty times a second."""
+    """It refuses every member alike: stepping down for it elected and minted some twenty times a second."""
 
     class Store:
         async def raise_token(self, _: object) -> None:
