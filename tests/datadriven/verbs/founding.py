@@ -1,0 +1,70 @@
+"""Founding, before there is a cluster: directories that are new, founded or lost, and what each decides (R7)."""
+
+from __future__ import annotations
+
+from datadriven.verbs import Line, verb
+from datadriven.world import World
+from support.virtual_cluster import SETTINGS
+from tenure.core.founding import PROTOCOL_VERSION, Hello, Refuse, Wait, admit, decide
+from tenure.core.fsm import ClusterRecord
+
+
+class Directory:
+    """One data directory: its random id, and the cluster that it was founded into."""
+
+    def __init__(self, name: str, life: int) -> None:
+        self.name, self.life = name, life
+        self.record: ClusterRecord | None = None
+
+    def hello(self, names: tuple[str, ...]) -> Hello:
+        """What it says first."""
+        return Hello(
+            protocol=PROTOCOL_VERSION,
+            cluster_name="payments",
+            cluster_id=self.record.cluster_id if self.record else "",
+            name=self.name,
+            directory_id=f"{self.name}-{self.life}",
+            incarnation=1,
+            member_names=names,
+            settings=SETTINGS,
+        )
+
+
+@verb("directories x y z")
+def directories(world: World, line: Line) -> list[str]:
+    """Begin with a new data directory for each of these names."""
+    world.directories = {name: Directory(name, 1) for name in line.words}
+    line.words.clear()
+    return ["ok"]
+
+
+@verb("wipe x")
+def wipe(world: World, line: Line) -> list[str]:
+    """Replace a data directory by a new one."""
+    name = line.word()
+    world.directories[name] = Directory(name, world.directories[name].life + 1)
+    return ["ok"]
+
+
+@verb("found x hears=y,z")
+def found(world: World, line: Line) -> list[str]:
+    """What a new directory decides when these members answer it."""
+    name, heard = line.word(), [other for other in line.option("hears", "").split(",") if other]
+    names = tuple(world.directories)
+    own = world.directories[name]
+    decision = decide(own.hello(names), {other: world.directories[other].hello(names) for other in heard})
+    if isinstance(decision, Wait):
+        return [f"{name} waits for {', '.join(decision.missing)}"]
+    if isinstance(decision, Refuse):
+        return [f"{name} refuses: {reason}" for reason in decision.reasons]
+    own.record = decision
+    return [f"{name} founds cluster {decision.cluster_id}"]
+
+
+@verb("greet x from=y")
+def greet(world: World, line: Line) -> list[str]:
+    """Whether a founded member takes the frames of another one."""
+    name, other = line.word(), line.option("from", "")
+    own, names = world.directories[name], tuple(world.directories)
+    problem = admit(own.hello(names), world.directories[other].hello(names), own.record)
+    return [f"{name} takes frames of {other}" if problem is None else f"{name} refuses {other}: {problem}"]
