@@ -329,6 +329,34 @@ def test_database_that_takes_too_long_is_given_up_when_a_table_is_locked(fenced:
     assert [sentence.split(":")[0] for sentence in facts.missing] == ["rows", "tokens"]
 
 
+def test_fence_is_read_all_the_same_when_the_session_is_ended_in_the_middle_of_a_question(fenced: str):
+    ended: list[bool] = []
+
+    def end() -> None:
+        with psycopg.connect(fenced, autocommit=True) as watcher:
+            deadline = time.monotonic() + 10
+            while not ended and time.monotonic() < deadline:
+                ended.extend(
+                    done
+                    for (done,) in watcher.execute(
+                        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                        "WHERE application_name = 'tenure recover' AND wait_event_type = 'Lock'"
+                    )
+                )
+
+    with psycopg.connect(fenced) as holder:
+        holder.execute("LOCK TABLE payment_events IN ACCESS EXCLUSIVE MODE")
+        ender = threading.Thread(target=end)
+        ender.start()
+        try:
+            facts = read_database(fenced, "payments", timeout_s=5)
+        finally:
+            ender.join()
+    assert facts.reached
+    assert facts.fence is not None
+    assert [sentence.split(":")[0] for sentence in facts.missing] == ["database"]
+
+
 def test_database_is_given_up_when_its_session_is_frozen(fenced: str):
     """A frozen backend answers neither the statement nor its timeout."""
     frozen: list[int] = []

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import resources
 from typing import Any
@@ -83,20 +81,19 @@ def _read(dsn: str, resource: str, timeout_s: float, facts: DatabaseFacts) -> No
             connection.rollback()
     except psycopg.Error as error:
         facts.missing.append(f"database: {_first_line(error)}")
-        return
-    _read_fence(dsn, resource, facts)
+    # A session that was lost in the middle of its questions says nothing about the next one.
+    if facts.reached:
+        _read_fence(dsn, resource, facts)
 
 
 def _read_writers(connection: psycopg.Connection, facts: DatabaseFacts) -> None:
-    with _noting(connection, facts, "rows"):
-        rows = connection.execute(query("who_writes")).fetchall()
-        facts.writers = [WriterRow(_name(node), count, _aware(last)) for node, count, last in rows]
-    with _noting(connection, facts, "tokens"):
-        rows = connection.execute(query("write_spans")).fetchall()
-        facts.spans = [
-            WriteSpan(node=_name(node), token=token, rows=count, first_at=_aware(first), last_at=_aware(last))
-            for node, token, count, first, last in rows
-        ]
+    rows = _ask(connection, facts, "rows", "who_writes")
+    facts.writers = [WriterRow(_name(node), count, _aware(last)) for node, count, last in rows]
+    rows = _ask(connection, facts, "tokens", "write_spans")
+    facts.spans = [
+        WriteSpan(node=_name(node), token=token, rows=count, first_at=_aware(first), last_at=_aware(last))
+        for node, token, count, first, last in rows
+    ]
     if not facts.spans:
         facts.spans = [
             WriteSpan(node=row.node_id, token=None, rows=row.count, first_at=row.last_at, last_at=row.last_at)
@@ -120,14 +117,16 @@ def _read_fence(dsn: str, resource: str, facts: DatabaseFacts) -> None:
     )
 
 
-@contextmanager
-def _noting(connection: psycopg.Connection, facts: DatabaseFacts, part: str) -> Iterator[None]:
-    """A savepoint around one question, so that its failure is noted and the next can still be asked."""
+def _ask(connection: psycopg.Connection, facts: DatabaseFacts, part: str, question: str) -> list[tuple[Any, ...]]:
+    """One question in a savepoint, so that its failure is noted and the next can still be asked."""
     try:
         with connection.transaction():
-            yield
+            return connection.execute(query(question)).fetchall()
     except psycopg.Error as error:
+        if connection.closed:
+            raise
         facts.missing.append(f"{part}: {_first_line(error)}")
+        return []
 
 
 def _first_line(error: psycopg.Error) -> str:
