@@ -47,6 +47,13 @@ def test_view_carries_the_nodes_own_word_when_it_answers(stub: StubNode):
     )
 
 
+def test_view_carries_the_whole_reason_when_a_node_says_why_it_does_not_lead(stub: StubNode):
+    reason = "the fence refuses this cluster" + " and more" * 30 + "; run: tenure fence rebase payments --reason TEXT"
+    stub.says("payment-1c", "candidate", 2, reason=reason)
+    (view,) = ask(stub.url)
+    assert (view.state, view.problem) == ("candidate", reason)
+
+
 def test_two_keys_of_state_are_enough_when_there_is_nothing_else(stub: StubNode):
     stub.answers = {"/v1/state": {"state": "follower", "term": 5}}
     (view,) = ask(stub.url)

@@ -57,6 +57,20 @@ def test_everyone_is_stopped_when_nobody_can_be_named():
     assert runs(verify)[0] == "curl http://payment-1b:8080/v1/state"
 
 
+def test_reason_of_a_candidate_is_a_step_when_nobody_leads():
+    said = "the fence of payments refuses this cluster; run: tenure fence rebase payments --reason TEXT"
+    hindered = NodeView(name="payment-1c", state="candidate", term=2, problem=said)
+    remove, wait, _ = steps(FOLLOWER, hindered, fence=None)
+    assert (remove.why, remove.commands) == (f"payment-1c says: {said}.", ())
+    assert "election" in wait.title
+    assert [step.title for step in steps(LEADER, hindered)] == ["Verify that there is one leader"]
+
+
+def test_silent_holder_of_the_fence_is_not_called_harmless_when_nobody_leads():
+    back, *_ = steps(FOLLOWER, NodeView(name="payment-1b", problem="did not answer within 2 s"))
+    assert "may still write, unless it is told above" in back.why
+
+
 def test_silent_node_is_looked_at_before_a_restart_when_it_does_not_answer():
     back, _ = steps(LEADER, NodeView(name="payment-1c", problem="did not answer within 2 s"))
     assert back.why.startswith("Look first")

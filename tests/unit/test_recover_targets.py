@@ -32,7 +32,9 @@ def demo(tmp_path: Path) -> Path:
     ]
     folder = tmp_path / "demo"
     folder.mkdir()
-    (folder / "demo.json").write_text(json.dumps({"nodes": nodes, "database": {"dsn": "postgresql://demo"}}))
+    (folder / "demo.json").write_text(
+        json.dumps({"pid": os.getpid(), "nodes": nodes, "database": {"dsn": "postgresql://demo"}})
+    )
     return folder
 
 
@@ -102,6 +104,16 @@ def test_demo_is_refused_when_its_file_is_none_of_a_demo(tmp_path: Path, text: s
 def test_demo_is_refused_when_it_is_not_there(tmp_path: Path):
     with pytest.raises(ConfigError, match="No such file"):
         find(demo=tmp_path / "gone.json")
+
+
+@pytest.mark.parametrize("pid", [None, "1", 0, -1, 2**22 + 1])
+def test_demo_is_refused_when_it_has_ended(demo: Path, pid: object):
+    record = json.loads((demo / "demo.json").read_text()) | {"pid": pid}
+    (demo / "demo.json").write_text(json.dumps(record))
+    pointer.publish(demo / "demo.json")
+    for way in ({"demo": demo}, {}):
+        with pytest.raises(ConfigError, match="has ended"):
+            find(**way)
 
 
 def test_pointer_is_ignored_when_its_folder_is_writable_by_others(demo: Path, runtime_dir: Path):

@@ -45,6 +45,10 @@ def advise(judgement: Judgement, *, namespace: str) -> list[Step]:
     if away:
         steps.append(_bring_back(away, judgement, namespace))
     if judgement.true_leader is None:
+        hindered = [node.view for node in judgement.nodes if node.view.state is not None and node.view.problem]
+        if hindered:
+            said = " ".join(f"{view.name} says: {view.problem}." for view in hindered)
+            steps.append(Step("Remove what keeps the members from leading", said, ()))
         steps.append(
             Step(
                 "Wait for an election",
@@ -84,7 +88,7 @@ def _bring_back(away: Sequence[JudgedNode], judgement: Judgement, namespace: str
         + (
             "None of them can be proved idle; the fence is what holds them off."
             if judgement.basis is Basis.FENCE
-            else "Without a fence, one of them that still runs may still write."
+            else "One of them that still runs may still write, unless it is told above that its writes are refused."
         ),
         tuple(Command(_stop(node.view, namespace)) for node in away),
     )

@@ -21,6 +21,9 @@ from tenure.recovery.targets import Endpoint
 
 BODY_BYTES_MAX = 262_144
 MEMBERS_MAX = 64
+TEXT_CHARACTERS_MAX = 200
+#: A node's reason for not leading names the command that helps, at its end.
+REASON_CHARACTERS_MAX = 1000
 STATES = frozenset({"leader", "follower", "candidate"})
 
 
@@ -77,6 +80,7 @@ async def _ask(client: httpx2.AsyncClient, endpoint: Endpoint, timeout_s: float)
             votes_for_me=_count(facts.get("votes_for_me")),
             votes_needed=_count(facts.get("votes_needed")),
             leader_name=_text(facts.get("leader_name")) or _text(facts.get("leader_id")),
+            problem=_text(facts.get("reason"), REASON_CHARACTERS_MAX),
         )
     silence = answers[0] if isinstance(answers[0], _Silence) else _Silence("answers, but /v1/state names no state")
     return NodeView(name=name, url=endpoint.url, pid=endpoint.pid, problem=silence.problem, refused=silence.refused)
@@ -171,11 +175,11 @@ def _is_http(url: str) -> bool:
         return False
 
 
-def _text(value: object) -> str | None:
+def _text(value: object, characters_max: int = TEXT_CHARACTERS_MAX) -> str | None:
     """A short printable text, or None."""
     if not isinstance(value, str) or not value:
         return None
-    return "".join(sign if sign.isprintable() else "?" for sign in value[:200])
+    return "".join(sign if sign.isprintable() else "?" for sign in value[:characters_max])
 
 
 def _count(value: object) -> int | None:

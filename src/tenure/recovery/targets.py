@@ -6,6 +6,7 @@ by itself is used only where neither endpoints nor a database were named, so tha
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -90,4 +91,21 @@ def _read_demo(path: Path) -> Targets:
         raise ConfigError("--demo", f"{file} cannot be read ({error.strerror}); name a demo's --data-dir") from None
     except (msgspec.DecodeError, KeyError, TypeError, AttributeError):
         raise ConfigError("--demo", f"{file} is not the demo.json of a demo") from None
+    if not _is_running(record.get("pid")):
+        raise ConfigError(
+            "--demo",
+            f"the demo of {file} has ended, and its process ids may be those of other programs by now; start one with "
+            "`tenure demo`, or name what to look at (--endpoint, --dsn, --log)",
+        )
     return Targets(endpoints, dsn, logs, file)
+
+
+def _is_running(pid: object) -> bool:
+    """Whether the demo's own process is there. It is this user's, so that one which may not be asked is another's."""
+    if not isinstance(pid, int) or pid <= 0:
+        return False
+    try:
+        os.kill(pid, 0)
+    except OSError:
+        return False
+    return True
