@@ -46,7 +46,7 @@ def wipe(world: World, line: Line) -> list[str]:
     return ["ok"]
 
 
-@verb("found x hears=y,z")
+@verb("found x hears=y,z must=found")
 def found(world: World, line: Line) -> list[str]:
     """What a new directory decides when these members answer it."""
     name, heard = line.word(), [other for other in line.option("hears", "").split(",") if other]
@@ -54,17 +54,26 @@ def found(world: World, line: Line) -> list[str]:
     own = world.directories[name]
     decision = decide(own.hello(names), {other: world.directories[other].hello(names) for other in heard})
     if isinstance(decision, Wait):
-        return [f"{name} waits for {', '.join(decision.missing)}"]
+        return _demanded(line, "wait", [f"{name} waits for {', '.join(decision.missing)}"])
     if isinstance(decision, Refuse):
-        return [f"{name} refuses: {reason}" for reason in decision.reasons]
+        return _demanded(line, "refuse", [f"{name} refuses: {reason}" for reason in decision.reasons])
     own.record = decision
-    return [f"{name} founds cluster {decision.cluster_id}"]
+    return _demanded(line, "found", [f"{name} founds cluster {decision.cluster_id}"])
 
 
-@verb("greet x from=y")
+@verb("greet x from=y must=take")
 def greet(world: World, line: Line) -> list[str]:
     """Whether a founded member takes the frames of another one."""
     name, other = line.word(), line.option("from", "")
     own, names = world.directories[name], tuple(world.directories)
     problem = admit(own.hello(names), world.directories[other].hello(names), own.record)
-    return [f"{name} takes frames of {other}" if problem is None else f"{name} refuses {other}: {problem}"]
+    if problem is None:
+        return _demanded(line, "take", [f"{name} takes frames of {other}"])
+    return _demanded(line, "refuse", [f"{name} refuses {other}: {problem}"])
+
+
+def _demanded(line: Line, done: str, shown: list[str]) -> list[str]:
+    must = line.option("must", done)
+    if done != must:
+        raise AssertionError(f"it must {must}, but:\n" + "\n".join(shown))
+    return shown

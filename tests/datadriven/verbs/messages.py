@@ -48,5 +48,7 @@ def _deliver(world: World, sender: int, to: int, payload: bytes) -> list[str]:
     consensus = world.cluster.core(to).consensus
     before = consensus.dropped_payloads
     world.cluster.hand_over(sender, to, payload)
+    if world.cluster.nodes[to].paused:
+        return [f"it waits for {world.label(to)}"]
     fate = "drops it" if consensus.dropped_payloads > before else "takes it"
     return [f"{world.label(to)} {fate}", *world.events()]
