@@ -164,6 +164,24 @@ def test_every_operation_says_unavailable_when_nobody_listens() -> None:
             operation()
 
 
+@pytest.mark.parametrize(
+    ("dsn", "resource", "field"),
+    [("postgresql//anna:hunter2@db/payments", RESOURCE, "database.dsn"), ("postgresql://db/x", "Bad Name", "resource")],
+)
+def test_every_operation_names_the_field_and_no_secret_when_it_is_malformed(
+    dsn: str, resource: str, field: str
+) -> None:
+    for operation in (
+        lambda: fence.install(dsn, resource, tables=["x"]),
+        lambda: fence.rebase(dsn, resource, who="anna", why="test"),
+        lambda: fence.show(dsn, resource),
+    ):
+        with pytest.raises(ConfigError) as refused:
+            operation()
+        assert refused.value.field == field
+        assert "hunter2" not in str(refused.value)
+
+
 def test_command_line_installs_rebases_and_shows(
     dsn: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -97,6 +97,16 @@ async def test_block_sends_nothing_when_the_lease_is_over(leader: Holding, conne
 
 
 @pytest.mark.asyncio
+async def test_refusal_tells_two_holdings_of_one_token_apart_when_the_fence_was_rebased(
+    dsn: str, leader: Holding, connection: AsyncConnection
+) -> None:
+    await asyncio.to_thread(fence.rebase, dsn, RESOURCE, who="anna", why="test")
+    with pytest.raises(StaleToken, match="of another holding: the fence was rebased"):
+        async with fence.fenced_transaction(connection, leader, resource=RESOURCE) as transaction:
+            await transaction.execute("INSERT INTO payment_events VALUES (1, 1, '')")
+
+
+@pytest.mark.asyncio
 async def test_R18_stale_leader_is_told_and_nothing_is_written(
     dsn: str, leader: Holding, connection: AsyncConnection
 ) -> None:

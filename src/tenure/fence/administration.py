@@ -17,6 +17,7 @@ from typing import Any, LiteralString
 import msgspec
 import psycopg
 from psycopg import Connection, sql
+from psycopg.conninfo import make_conninfo
 from psycopg.rows import dict_row
 
 from tenure.errors import ConfigError, DatabaseUnavailable, OutcomeUnknown
@@ -62,13 +63,11 @@ def install(dsn: str, resource: str, *, tables: Sequence[str], group: str | None
         group: resources of one group are raised under one lock; by default each has a group of its own.
 
     Raises:
-        ConfigError: a name is malformed, there is no such table, or it is fenced for another resource.
+        ConfigError: ``dsn`` or a name is malformed, there is no such table, or it is fenced for another resource.
         DatabaseUnavailable: the database did not answer, or refused; nothing was changed.
     """
     group = group or resource
-    for field, name in (("resource", resource), ("group", group)):
-        if not _RESOURCE.fullmatch(name):
-            raise ConfigError(field, f"{name!r}: use 1 to 40 of a-z, 0-9 and '_', starting with a letter")
+    _check(dsn, resource=resource, group=group)
     with _connection(dsn, resource) as connection, connection.transaction():
         connection.execute("SET LOCAL lock_timeout = '10s'")
         connection.execute("SELECT pg_advisory_xact_lock(%s)", [_INSTALL_LOCK])
@@ -88,10 +87,12 @@ def rebase(dsn: str, resource: str, *, who: str, why: str) -> FenceView:
     Runs an event loop of its own: from asynchronous code call it by :func:`asyncio.to_thread`.
 
     Raises:
+        ConfigError: ``dsn`` or ``resource`` is malformed.
         FenceMissing: there is no fence for ``resource``.
         DatabaseUnavailable: nothing was changed.
         OutcomeUnknown: it may have been changed: look with :func:`show`, and do it again.
     """
+    _check(dsn, resource=resource)
     return asyncio.run(_rebase(dsn, resource, who=who, why=why))
 
 
@@ -99,9 +100,11 @@ def show(dsn: str, resource: str, *, limit: int = 20) -> tuple[FenceView, list[L
     """The fence of ``resource`` and the last ``limit`` lines of its ledger, the newest first.
 
     Raises:
+        ConfigError: ``dsn`` or ``resource`` is malformed.
         FenceMissing: there is none.
         DatabaseUnavailable: the database did not answer, or refused.
     """
+    _check(dsn, resource=resource)
     with _connection(dsn, resource) as connection:
         fence = _relation_of(connection, resource)
         values = {"resource": resource, "limit": limit}
@@ -110,6 +113,17 @@ def show(dsn: str, resource: str, *, limit: int = 20) -> tuple[FenceView, list[L
             raise missing(resource)
         lines = connection.execute(query("ledger"), values).fetchall()
     return msgspec.convert(found, FenceView), msgspec.convert(lines, list[LedgerRow])
+
+
+def _check(dsn: str, **names: str) -> None:
+    try:
+        make_conninfo(dsn)
+    except psycopg.Error:
+        # The driver's own words quote the string, and with it a password.
+        raise ConfigError("database.dsn", "it cannot be read; write it as postgresql://USER@HOST/DATABASE") from None
+    for field, name in names.items():
+        if not _RESOURCE.fullmatch(name):
+            raise ConfigError(field, f"{name!r}: use 1 to 40 of a-z, 0-9 and '_', starting with a letter")
 
 
 def _migrate(connection: Connection[Any]) -> list[str]:

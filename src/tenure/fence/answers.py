@@ -52,6 +52,8 @@ def map_error(error: psycopg.Error, resource: str) -> TenureError | None:
     if kind is not None:
         detail = _read_detail(error, resource)
         message = error.diag.message_primary or str(error)
+        if kind is StaleToken and detail.sent is not None and detail.sent == detail.held:
+            message += ", of another holding: the fence was rebased, or another copy of this cluster raised it"
         return kind(message, resource=detail.resource, held=detail.sent, seen=detail.held)
     if is_connection_lost(error):
         return DatabaseUnavailable(_one_line(error))
