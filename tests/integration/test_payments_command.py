@@ -120,6 +120,18 @@ def test_run_refuses_when_the_port_is_taken(tmp_path: Path, capsys: pytest.Captu
     message = capsys.readouterr().err
     assert "http.listen" in message
     assert "in use" in message
+    assert f"'sport = :{settings.http}'" in message
+
+
+@pytest.mark.parametrize("command", ["run", "migrate"])
+def test_command_names_the_field_and_no_secret_when_the_dsn_cannot_be_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+):
+    path = Settings(tmp_path, "postgresql//anna:hunter2@db/payments").write()
+    assert cli.execute([command, "--config", str(path)]) == 2
+    assert capsys.readouterr().err == (
+        "payment-service: database.dsn: it cannot be read; write it as postgresql://USER@HOST/DATABASE\n"
+    )
 
 
 def test_run_refuses_when_the_log_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

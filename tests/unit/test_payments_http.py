@@ -374,6 +374,9 @@ async def test_payment_is_found_by_its_id_when_it_exists():
         assert (await rig.client.get(f"/v1/payments/{rig.reader.payments[0].id}")).json()["amount"] == 1250
         for unknown in (format_payment_id(uuid7()), "pay_1", "x" * 300):
             check_problem(await rig.client.get(f"/v1/payments/{unknown}"), 404, "not_found", param="id")
+        bare = rig.reader.payments[0].id.removeprefix("pay_")  # as the database shows it
+        problem = check_problem(await rig.client.get(f"/v1/payments/{bare}"), 404, "not_found", param="id")
+        assert "an id is pay_ and a UUID" in problem["detail"]
 
 
 async def test_list_is_paged_when_there_are_more_than_the_limit():

@@ -16,7 +16,7 @@ from payment_service.log import ServiceLog
 from payment_service.models import PaymentRequest
 from payment_service.pause import VARIABLE, pause_hook
 from payment_service.session import NewRow
-from tenure import ConfigError, InvariantViolated
+from tenure import ConfigError, FoundingRefused, InvariantViolated, TenureError
 
 
 def test_pause_hook_is_off_when_the_variable_is_not_set():
@@ -31,25 +31,36 @@ def test_pause_hook_does_nothing_when_the_file_does_not_exist(tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
+class FailedMember:
+    def __init__(self, error: TenureError) -> None:
+        self.failed = asyncio.get_running_loop().create_future()
+        self.failed.set_result(error)
+
+
 @pytest.mark.asyncio
 async def test_R2_process_ends_at_once_with_1_when_the_member_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ):
-    class FailedMember:
-        def __init__(self) -> None:
-            self.failed = asyncio.get_running_loop().create_future()
-            self.failed.set_result(InvariantViolated("two terms at once"))
-
     ended: list[int] = []
     monkeypatch.setattr(os, "_exit", ended.append)
     log = ServiceLog(tmp_path, cluster="payments", node="payment-1a")
-    await service._end_if_failed(FailedMember(), log)  # type: ignore[arg-type]
+    await service._end_if_failed(FailedMember(InvariantViolated("two terms at once")), log)  # type: ignore[arg-type]
     log.close()
     assert ended == [1]
     line = json.loads(log.path.read_text())
     assert (line["event"], line["level"]) == ("node_failed", "critical")
     assert "two terms at once" in line["reason"]
     assert capfd.readouterr().err == log.path.read_text()
+
+
+@pytest.mark.asyncio
+async def test_process_ends_with_4_when_the_other_members_refuse_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    ended: list[int] = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    log = ServiceLog(tmp_path, cluster="payments", node="payment-1a")
+    await service._end_if_failed(FailedMember(FoundingRefused("a wiped directory")), log)  # type: ignore[arg-type]
+    log.close()
+    assert ended == [4]
 
 
 def test_port_is_refused_with_the_field_named_when_it_is_taken():

@@ -74,8 +74,9 @@ def wait_for_database(dsn: str, *, timeout_ms: int, interval: float = 0.25) -> N
     """
     try:
         make_conninfo(dsn)
-    except psycopg.ProgrammingError as error:
-        raise ConfigError("database.dsn", f"it is not a PostgreSQL connection string: {error}") from None
+    except psycopg.ProgrammingError:
+        # The driver's own words quote the string, and with it a password.
+        raise ConfigError("database.dsn", "it cannot be read; write it as postgresql://USER@HOST/DATABASE") from None
     deadline = time.monotonic() + timeout_ms / 1000
     while True:
         try:

@@ -22,7 +22,7 @@ from starlette.routing import Route
 
 from payment_service import __version__
 from payment_service.hot import encode_payment, other_leader_url
-from payment_service.identifiers import parse_payment_id
+from payment_service.identifiers import PAYMENT_PREFIX, parse_payment_id
 from payment_service.ports import Member
 from payment_service.problems import INTERNAL_ERROR, MEDIA_TYPE, Problem, not_leader, problem_from_error
 from payment_service.reader import PaymentReader
@@ -95,7 +95,9 @@ class Routes:
         payment_id = parse_payment_id(text)
         payment = await self.reader.get(payment_id) if payment_id is not None else None
         if payment is None:
-            raise Problem("not_found", f"there is no payment {text[:64]}", param="id")
+            known = f"there is no payment {text[:64]}"
+            form = "" if payment_id else f"; an id is {PAYMENT_PREFIX} and a UUID, as it was answered"
+            raise Problem("not_found", known + form, param="id")
         return _json(encode_payment(payment))
 
     async def state(self, _: Request) -> Response:

@@ -2,8 +2,8 @@
 
 Starting is all or nothing: the port, the log and the database are there before the node joins its cluster. Stopping
 on SIGTERM or SIGINT ends requests first, then the writer, then the membership (which releases leadership), so that
-the successor need not wait the lease out. A node whose engine or disk failed must not go on in any form (R2): the
-process ends at once, without unwinding.
+the successor need not wait the lease out. With ``raft.tls``, SIGHUP looks at the certificate's files. A node whose
+engine or disk failed must not go on in any form (R2): the process ends at once, without unwinding.
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ from payment_service.ports import Member
 from payment_service.reader import PaymentReader
 from payment_service.session import WriteSession
 from payment_service.writer import GroupCommitWriter
-from tenure import ConfigError, LeadershipLost
+from tenure import ConfigError, FoundingRefused, LeadershipLost, WrongCluster
 from tenure.config import Config, parse_address
 
 EXIT_FAILED: Final = 1
+EXIT_REFUSED: Final = 4
 _PEER_TIMEOUT: Final = 1.0
 
 
@@ -56,7 +57,11 @@ def bind(listen: str) -> socket.socket:
         listener.bind((host, port))
     except OSError as error:
         listener.close()
-        raise ConfigError("http.listen", f"{listen} cannot be listened on: {error.strerror or error}") from None
+        raise ConfigError(
+            "http.listen",
+            f"{listen} cannot be listened on: {error.strerror or error}; stop what uses it (ss -ltnp 'sport = :{port}' "
+            "names it), or name another address",
+        ) from None
     return listener
 
 
@@ -71,6 +76,8 @@ async def serve(config: Config, *, log: ServiceLog, listener: socket.socket, env
     with _stopping_on_signals(stop):
         async with AsyncExitStack() as stack:
             member = await stack.enter_async_context(tenure.open(config))
+            if config.raft.tls.configured:
+                asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, member.reload_certificates)
             reader = await stack.enter_async_context(PaymentReader(config.database.dsn, config.node.name))
             client = await stack.enter_async_context(httpx2.AsyncClient(timeout=_PEER_TIMEOUT, trust_env=False))
             writer = _build_writer(config, log, environ)
@@ -167,7 +174,7 @@ async def _end_if_failed(member: Member, log: ServiceLog) -> None:
     log.logger.critical("node_failed", reason=f"{type(error).__name__}: {error}")
     # Unwinding would call into an engine whose state is undefined (R2). The peers and the database see the sockets
     # close, and the log is not buffered.
-    os._exit(EXIT_FAILED)
+    os._exit(EXIT_REFUSED if isinstance(error, FoundingRefused | WrongCluster) else EXIT_FAILED)
 
 
 @contextlib.contextmanager
