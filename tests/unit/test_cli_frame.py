@@ -89,6 +89,15 @@ def test_command_line_ends_with_2_and_names_the_mistake_when_misused(argv, words
     assert "next: tenure" in err
 
 
+def test_command_line_names_the_option_and_its_variable_when_one_is_missing(capsys) -> None:
+    assert main(["fence", "show", "payments"]) == ExitCode.USAGE
+    assert "tenure: --dsn is missing, and TENURE_DATABASE__DSN is not set\n" in capsys.readouterr().err
+    assert main(["fence", "rebase", "payments", "--dsn", "postgresql://127.0.0.1:1/none"]) == ExitCode.USAGE
+    assert "tenure: --reason is missing\n" in capsys.readouterr().err
+    assert main(["demo", "--port"]) == ExitCode.USAGE
+    assert "--port" in capsys.readouterr().err
+
+
 def test_version_is_one_json_object_with_a_schema_when_asked_for_json(capsys) -> None:
     assert main(["version", "-o", "json"]) == 0
     facts = json.loads(capsys.readouterr().out)

@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, MissingArgumentError
 
 from tenure.cli.output import CommandError, ExitCode, exit_code, fail
 from tenure.errors import TenureError
@@ -20,6 +20,7 @@ _COMMANDS = {
     "demo": ("tenure.cli.demo:demo", "A database, payment nodes and a stream of payments on this machine."),
     "recover": ("tenure.cli.recover:app", "Looks at a cluster and says which node is the true leader."),
     "fence": ("tenure.cli.fence:app", "Installs, shows and rebases the fence in PostgreSQL."),
+    "certs": ("tenure.cli.certs:app", "Makes and shows the certificates that members know each other by."),
     "config": ("tenure.cli.config:app", "Shows or checks the settings of a node."),
     "version": ("tenure.cli.version:version", "Says which versions are installed."),
 }
@@ -47,7 +48,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     try:
         result = build()(tokens, exit_on_error=False, print_error=False)
     except CycloptsError as error:
-        fail(" ".join(str(error).split()), " ".join(["tenure", *(error.command_chain or ()), "--help"]))
+        fail(_mistake(error), " ".join(["tenure", *(error.command_chain or ()), "--help"]))
         return ExitCode.USAGE
     except CommandError as error:
         fail(error.message, error.next_step)
@@ -63,3 +64,13 @@ def run(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.FAILED
     return result if isinstance(result, int) else ExitCode.OK
+
+
+def _mistake(error: CycloptsError) -> str:
+    """What is wrong with the command line; of a missing option also where else it may come from."""
+    text = " ".join(str(error).split())
+    argument = error.argument
+    if not isinstance(error, MissingArgumentError) or argument is None or argument.tokens:
+        return text
+    elsewhere = " or ".join(argument.parameter.env_var or ())
+    return f"{argument.name} is missing" + (f", and {elsewhere} is not set" if elsewhere else "")
