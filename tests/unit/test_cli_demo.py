@@ -74,6 +74,7 @@ def test_demo_names_the_port_and_another_base_when_a_port_is_in_use(installed, c
     assert out == ""
     assert f"port {base + shift} on 127.0.0.1" in err
     assert "tenure demo --port " in err
+    assert 'make demo ARGS="--port ' in err
 
 
 def test_demo_names_the_command_when_a_package_is_missing(installed, monkeypatch, capsys) -> None:

@@ -151,11 +151,12 @@ def _check_free(port: int, purpose: str, options: Options) -> None:
         try:
             probe.bind((HOST, port))
         except OSError as error:
-            last = options.nodes - 1
+            last, base = options.nodes - 1, _suggest(options)
             raise DemoError(
                 f"port {port} on {HOST}, wanted for {purpose}, is not free ({error.strerror})",
                 f"stop what listens there (ss -ltnp 'sport = :{port}' names it), or choose another base port: "
-                f"tenure demo --port {_suggest(options)} (HTTP on the base port to base + {last}, Raft 1000 above)",
+                f'tenure demo --port {base}, or make demo ARGS="--port {base}" '
+                f"(HTTP on the base port to base + {last}, Raft 1000 above)",
             ) from None
 
 

@@ -178,12 +178,14 @@ class _Demo:
         query = shlex.join([_short(database.bin_dir / "psql"), database.dsn, "-c", report.WHO_WRITES])
         tenure = shlex.quote(_short(Path(sys.executable).with_name("tenure")))
         record = shlex.quote(str(self._folder.record))
+        # A cluster of one or two has no quorum without its leader.
+        others = "another takes over" if len(cluster.nodes) > 2 else "it leads again when the demo has restarted it"
         lines = [
             f"{leader.name} leads term {leader.fact('term')} with token {leader.fact('fencing_token')}. Try next:",
             *(f"  curl {node.plan.url}/v1/state" for node in cluster.nodes),
             f"  {query}",
             f'  grep "INSERT INTO payment_events" {shlex.quote(str(self._folder.logs))}/*.log | tail -20',
-            f"  kill -9 {leader.pid}      (the leader; another takes over, nothing is lost or paid twice)",
+            f"  kill -9 {leader.pid}  # the leader; {others}, nothing is lost or paid twice",
             f"  {tenure} recover survey --demo {record}",
             f"Ctrl-C stops everything. Process ids, addresses and the DSN: {record}",
         ]
