@@ -42,4 +42,5 @@ async def main() -> None:
                     await serve(pool, leadership, member.name)
 
 
-asyncio.run(main())
+with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C: the successor need not wait
+    asyncio.run(main())

@@ -75,9 +75,12 @@ async def main(name: str, addresses: list[str]) -> None:
     async with Node.open(config, state) as node:
         reader = asyncio.StreamReader()
         await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
-        while line := (await reader.readline()).decode().strip():
-            print(await answer(node, state, line), flush=True)
+        while line := (await reader.readline()).decode():
+            if line.strip():
+                print(await answer(node, state, line.strip()), flush=True)
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 5 or sys.argv[1] not in NAMES:
+        sys.exit(__doc__)
     asyncio.run(main(sys.argv[1], sys.argv[2:]))
