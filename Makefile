@@ -49,9 +49,16 @@ bench-raft: setup ## our Raft node beside its peers, ten minutes (QUICK=1: under
 clean: ## remove the virtual environment and everything that was built
 	@rm -rf $(VENV) raft/target dist raft/python/tenure_raft/*.so
 
+# Named before anything is downloaded, and again when the binding is built.
+define need_toolchain
+@command -v cargo >/dev/null || { echo "make: no Rust toolchain (cargo) found; the Raft binding is compiled from source. Install Rust 1.83 or newer: https://rustup.rs, or Debian: apt-get install cargo (check that it is 1.83+)"; exit 1; }
+@command -v cc >/dev/null || { echo "make: no C compiler (cc) found; linking the Raft binding needs one. Debian: apt-get install gcc libc6-dev"; exit 1; }
+endef
+
 $(VENV)/.uv:
+	$(need_toolchain)
 	@test -n "$(PYTHON)" || { echo "make: no python3 found. Install Python 3.11 or newer (Debian: apt-get install python3 python3-venv)."; exit 1; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: $(PYTHON) is older than Python 3.11. Name a newer one: make PYTHON=/path/to/python3.11"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: $(PYTHON) does not run, or is older than Python 3.11. Name another one: make PYTHON=/path/to/python3.11"; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "make: $(PYTHON) cannot make a virtual environment. Debian: apt-get install python3-venv"; exit 1; }
 	@echo "setup: installing $(UV_PIN)"
 	@$(BIN)/pip install --quiet --disable-pip-version-check $(UV_PIN)
@@ -69,8 +76,7 @@ $(VENV)/.installed: $(VENV)/.synced pyproject.toml payments/pyproject.toml
 
 # The extension does not rebuild by itself: this rule does it when the Rust sources change.
 $(VENV)/.binding: $(VENV)/.synced raft/Cargo.toml raft/Cargo.lock raft/pyproject.toml $(wildcard raft/src/*.rs) $(wildcard raft/python/tenure_raft/*.py*)
-	@command -v cargo >/dev/null || { echo "make: no Rust toolchain (cargo) found; the Raft binding is compiled from source. Install Rust 1.83 or newer: https://rustup.rs, or Debian: apt-get install cargo (check that it is 1.83+)"; exit 1; }
-	@command -v cc >/dev/null || { echo "make: no C compiler (cc) found; linking the Raft binding needs one. Debian: apt-get install gcc libc6-dev"; exit 1; }
+	$(need_toolchain)
 	@echo "setup: building the Raft binding (about a minute the first time)"
 	@rm -rf raft/target/wheels
 	@cd raft && ../$(BIN)/maturin build --quiet --release --locked --interpreter ../$(BIN)/python --out target/wheels
