@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import uuid
 from pathlib import Path
-from typing import LiteralString
+from typing import Any, LiteralString
 
 import msgspec
 import psycopg
@@ -93,6 +93,17 @@ def read_acknowledged(path: Path) -> list[uuid.UUID]:
     return list(dict.fromkeys(uuid.UUID(line.removeprefix("pay_")) for line in complete.split()))
 
 
+def takeovers(dsn: str) -> int:
+    """How often the leadership has passed on so far: the raises in the fence's ledger, but for the first."""
+    with psycopg.connect(dsn, connect_timeout=10) as connection:
+        return _takeovers(connection)
+
+
+def _takeovers(connection: psycopg.Connection[tuple[Any, ...]]) -> int:
+    row = connection.execute(_RAISES, {"resource": RESOURCE}).fetchone()
+    return max(0, int(row[0]) - 1) if row is not None else 0
+
+
 def count(dsn: str, acknowledged: Path) -> Counts:
     """Ask the database for every fact of the summary, in one transaction with one view of it."""
     ids = read_acknowledged(acknowledged)
@@ -109,7 +120,7 @@ def count(dsn: str, acknowledged: Path) -> Counts:
             leader=leader,
             term=term,
             fencing_token=token,
-            takeovers=max(0, one(_RAISES, resource=RESOURCE) - 1),
+            takeovers=_takeovers(connection),
             payments_acknowledged=len(ids),
             payments_in_database=one(_PAYMENTS),
             lost=one(_LOST, ids=ids),

@@ -103,6 +103,8 @@ class _Demo:
             if (leader := cluster.leader) is not None:
                 facts = {"leader": leader.name, "term": leader.fact("term")}
                 facts["fencing_token"] = leader.fact("fencing_token")
+                # Counted before the nodes stop: a leader that is stopped politely hands over to one that still runs.
+                facts["takeovers"] = report.takeovers(database.dsn)
         counts = msgspec.structs.asdict(report.count(database.dsn, self._folder.acknowledged))
         return report.Summary(
             **(counts | facts),
