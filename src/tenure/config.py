@@ -150,7 +150,7 @@ def from_mapping(values: Mapping[str, Any], *, origins: Mapping[str, str] | None
     try:
         config = msgspec.convert(dict(values), Config, strict=True)
     except msgspec.ValidationError as error:
-        field, problem = _explain(str(error))
+        field, problem = _explain(str(error), values)
         raise ConfigError(field, problem, origin=(origins or {}).get(field)) from None
     _validate(config, origins or {})
     return config
@@ -214,15 +214,27 @@ def _fields(struct: Any) -> dict[str, Any]:
     return {field.name: field for field in msgspec.structs.fields(struct)}
 
 
-def _explain(text: str) -> tuple[str, str]:
+def _explain(text: str, values: Mapping[str, Any]) -> tuple[str, str]:
     """Turn msgspec's sentence into (field, problem): ``Expected `int`, got `str` - at `$.raft.x```."""
     problem, _, place = text.partition(" - at ")
     field = place.strip("`").removeprefix("$.") or "config"
+    if field.startswith("raft.peers[...]"):
+        # msgspec does not tell which entry of a mapping it means: the first one that is refused by itself.
+        field = field.replace("[...]", f".{_refused_peer(values)}", 1)
     unknown = re.search(r"unknown field `([^`]+)`", problem)
     if unknown:
         field = f"{field}.{unknown[1]}" if place else unknown[1]
         return field, "there is no such setting; check the spelling against docs/configuration.md"
     return field, problem[0].lower() + problem[1:]
+
+
+def _refused_peer(values: Mapping[str, Any]) -> str:
+    for name, peer in values["raft"]["peers"].items():
+        try:
+            msgspec.convert(peer, PeerEntry, strict=True)
+        except msgspec.ValidationError:
+            return str(name)
+    return "[...]"
 
 
 def parse_address(text: str) -> tuple[str, int]:
@@ -247,7 +259,13 @@ def _validate(config: Config, origins: Mapping[str, str]) -> None:
     if not NAME_PATTERN.fullmatch(config.cluster.name):
         refuse("cluster.name", "use 1 to 63 letters, digits, '.', '_' or '-', starting with a letter or digit")
     if not NAME_PATTERN.fullmatch(config.node.name):
-        refuse("node.name", "name this node: 1 to 63 letters, digits, '.', '_' or '-'")
+        refuse(
+            "node.name",
+            "name this node, in the file or by TENURE_NODE__NAME: 1 to 63 letters, digits, '.', '_' or '-'",
+        )
+    for field, path in (("node.data_dir", config.node.data_dir), ("node.log_dir", config.node.log_dir)):
+        if not path.strip():
+            refuse(field, "it is empty; name a folder")
     if not RESOURCE_PATTERN.fullmatch(config.fence.resource):
         refuse("fence.resource", "use 1 to 40 of a-z, 0-9 and '_', starting with a letter")
     if config.elector.engine != "raft":

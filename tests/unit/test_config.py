@@ -36,6 +36,8 @@ def changed(field: str, value: Any) -> dict[str, Any]:
     [
         ("node.name", "", "node.name", "name this node"),
         ("node.name", "payment/1a", "node.name", "letters"),
+        ("node.data_dir", "", "node.data_dir", "name a folder"),
+        ("node.log_dir", " ", "node.log_dir", "name a folder"),
         ("node.name", 7, "node.name", "expected `str`"),
         ("cluster.name", "a b", "cluster.name", "letters"),
         ("raft.listen", "9080", "raft.listen", "HOST:PORT"),
@@ -64,6 +66,22 @@ def test_wrong_value_is_refused_with_its_name_and_the_fix(field: str, value: Any
         from_mapping(changed(field, value))
     assert caught.value.field == named
     assert says in caught.value.problem
+
+
+@pytest.mark.parametrize(
+    ("peer", "named", "says"),
+    [
+        ({"raft": "127.0.0.1:9081"}, "raft.peers.payment-1b", "missing required field `url`"),
+        ({"raft": 9081, "url": "http://127.0.0.1:8081"}, "raft.peers.payment-1b.raft", "expected `str`"),
+        ({"raft": "h:1", "url": "http://h", "urls": "x"}, "raft.peers.payment-1b.urls", "no such setting"),
+        ("127.0.0.1:9081", "raft.peers.payment-1b", "expected `object`"),
+    ],
+)
+def test_peer_is_named_when_its_entry_is_wrong(peer: object, named: str, says: str):
+    with pytest.raises(ConfigError) as refused:
+        from_mapping(changed("raft.peers", {**GOOD["raft"]["peers"], "payment-1b": peer}))
+    assert refused.value.field == named
+    assert says in str(refused.value)
 
 
 def test_peers_that_share_an_address_are_refused():
