@@ -46,6 +46,19 @@ class PeerEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     url: str
 
 
+class TlsFiles(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``raft.tls``: PEM files of this node. All three are set, or none: then the members speak plain TCP."""
+
+    cert: str = ""
+    key: str = ""
+    ca: str = ""
+
+    @property
+    def configured(self) -> bool:
+        """Whether the members of this cluster speak mutual TLS."""
+        return bool(self.cert)
+
+
 class RaftSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``[raft]``. The times are settings of the cluster: the file founds them, then the log keeps them (R4)."""
 
@@ -53,6 +66,7 @@ class RaftSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     heartbeat_interval_ms: int = 100
     election_timeout_ms: int = 1000
     peers: dict[str, PeerEntry] = {}
+    tls: TlsFiles = TlsFiles()
     allow_plaintext: bool = False
 
 
@@ -246,6 +260,11 @@ def parse_address(text: str) -> tuple[str, int]:
     return host, int(port)
 
 
+def member_uri(cluster: str, node: str) -> str:
+    """The URI by which a certificate names a member of a cluster."""
+    return f"tenure://{cluster}/{node}"
+
+
 def _validate(config: Config, origins: Mapping[str, str]) -> None:
     """Every rule that ties one value to a bound or to another value (R4, design 13)."""
 
@@ -311,11 +330,15 @@ def _validate_addresses(config: Config, refuse: Any) -> None:
     except ValueError as error:
         refuse("raft.listen", str(error))
         return
-    if host not in LOOPBACK_HOSTS and not config.raft.allow_plaintext:
+    tls = config.raft.tls
+    for field in tls.__struct_fields__:
+        if any((tls.cert, tls.key, tls.ca)) and not getattr(tls, field):
+            refuse(f"raft.tls.{field}", "name the file: cert, key and ca belong together (tenure certs makes them)")
+    if host not in LOOPBACK_HOSTS and not tls.configured and not config.raft.allow_plaintext:
         refuse(
             "raft.listen",
-            f"{host} is not loopback and this version's peer transport is plain TCP; set raft.allow_plaintext = true "
-            "only on a network that you trust",
+            f"{host} is not loopback and without raft.tls the members speak plain TCP: set raft.tls (tenure certs "
+            "makes its files), or raft.allow_plaintext = true if every host of that network is trusted",
         )
     try:
         parse_address(config.http.listen)

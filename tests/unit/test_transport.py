@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 from hypothesis import example, given
@@ -63,6 +63,7 @@ class Peer:
 
     def __init__(self, name: str, peers: dict[str, str], *, listen: str = "127.0.0.1:0") -> None:
         self.received: asyncio.Queue[tuple[int, bytes]] = asyncio.Queue()
+        self.gone: list[int] = []
         self.hello = hello(name)
         self.transport = TcpTransport(
             listen=listen,
@@ -72,6 +73,7 @@ class Peer:
             raft_id_of=IDS.get,
             on_payload=lambda sender, payload: self.received.put_nowait((sender, payload)),
             on_hello=lambda _: None,
+            on_gone=self.gone.append,
         )
 
 
@@ -167,3 +169,43 @@ async def test_newer_stream_of_a_sender_replaces_the_older():
             await asyncio.sleep(0.005)
         writer.close()
         del reader
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not holds():  # noqa: ASYNC110 - what the other side of a socket does leaves no event here.
+            await asyncio.sleep(0.005)
+
+
+@pytest.mark.asyncio
+async def test_member_is_gone_when_nobody_listens_where_it_was():
+    """Told once for each life; a member that was never reached is not gone."""
+    async with pair() as (a, b, _):
+        await a.transport.close()
+        await until(lambda: b.gone == [1])
+        await asyncio.sleep(0.1)
+        assert b.gone == [1]
+        assert a.gone == []
+
+
+@pytest.mark.asyncio
+async def test_member_is_not_gone_when_its_connections_are_reset():
+    """A reset with the process alive is no suspicion: the dialler connects again, and that is all."""
+    async with pair() as (a, b, _):
+        for _ in range(3):
+            for writer in a.transport._incoming.values():
+                writer.transport.abort()
+            await until(lambda: 1 not in b.transport.connected())
+            await until(lambda: 1 in b.transport.connected())
+        assert b.gone == []
+
+
+@pytest.mark.asyncio
+async def test_member_is_gone_when_another_incarnation_answers():
+    """It was restarted so quickly that no connection was refused: its earlier life is over all the same."""
+    async with pair() as (a, b, _):
+        a.hello = hello("a", incarnation=6)
+        for writer in a.transport._incoming.values():
+            writer.transport.abort()
+        await until(lambda: b.gone == [1])
+        await until(lambda: 1 in b.transport.connected())

@@ -52,7 +52,7 @@ app = App(
 
 @app.command
 def run(*, config: ConfigFile = None, dsn: Dsn = None, data_dir: Directory = None, log_dir: Directory = None) -> int:
-    """Run one payment node until SIGTERM or SIGINT.
+    """Run one payment node until SIGTERM or SIGINT; with raft.tls, SIGHUP reloads the certificate.
 
     It takes its ports, waits for the database, brings the tables up to date (unless database.auto_migrate is off),
     joins its cluster and serves HTTP.
@@ -64,6 +64,9 @@ def run(*, config: ConfigFile = None, dsn: Dsn = None, data_dir: Directory = Non
     # Until the event loop has handlers of its own, both signals end the start in the same way.
     signal.signal(signal.SIGTERM, _interrupt)
     settings = _settings(config, {"database.dsn": dsn, "node.data_dir": data_dir, "node.log_dir": log_dir})
+    if settings.raft.tls.configured:
+        # It asks for new certificates; until there is a member to ask, they are read anyway.
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     database, cluster, node = settings.database, settings.cluster, settings.node
     with (
         closing(service.bind(settings.http.listen)) as listener,

@@ -48,6 +48,10 @@ class Member(Protocol):
         """A random number of this life of the node."""
         ...
 
+    def reload_certificates(self) -> None:
+        """Look at the files of ``raft.tls`` now."""
+        ...
+
     async def step_down(self) -> bool:
         """Give up leadership; False if this member does not lead."""
         ...

@@ -2,8 +2,8 @@
 
 Starting is all or nothing: the port, the log and the database are there before the node joins its cluster. Stopping
 on SIGTERM or SIGINT ends requests first, then the writer, then the membership (which releases leadership), so that
-the successor need not wait the lease out. A node whose engine or disk failed must not go on in any form (R2): the
-process ends at once, without unwinding.
+the successor need not wait the lease out. With ``raft.tls``, SIGHUP looks at the certificate's files. A node whose
+engine or disk failed must not go on in any form (R2): the process ends at once, without unwinding.
 """
 
 from __future__ import annotations
@@ -76,6 +76,8 @@ async def serve(config: Config, *, log: ServiceLog, listener: socket.socket, env
     with _stopping_on_signals(stop):
         async with AsyncExitStack() as stack:
             member = await stack.enter_async_context(tenure.open(config))
+            if config.raft.tls.configured:
+                asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, member.reload_certificates)
             reader = await stack.enter_async_context(PaymentReader(config.database.dsn, config.node.name))
             client = await stack.enter_async_context(httpx2.AsyncClient(timeout=_PEER_TIMEOUT, trust_env=False))
             writer = _build_writer(config, log, environ)

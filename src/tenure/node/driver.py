@@ -51,7 +51,7 @@ from tenure.node.engine import build_engine, proposal_dropped
 from tenure.node.fencing import FenceAdapter
 from tenure.node.founding import Founding
 from tenure.storage import DataDirectory
-from tenure.transport import TcpTransport
+from tenure.transport import TcpTransport, load_certificates
 from tenure.types import Credential, LossReason, State
 
 logger = logging.getLogger("tenure.node")
@@ -119,6 +119,7 @@ class Driver:
         """Start the thread; returns once the directory is locked and the port is bound.
 
         Raises:
+            ConfigError: a file of ``raft.tls`` is no good.
             StorageError: the directory or the port cannot be had. After this, another error or a cancellation nothing
                 is left running.
         """
@@ -159,6 +160,13 @@ class Driver:
         if loop is not None and not loop.is_closed():
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(self._begin_note, token, why)
+
+    def reload_certificates(self) -> None:
+        """Have the transport look at the files of ``raft.tls`` now. Any thread."""
+        loop, transport = self._loop, self._transport
+        if loop is not None and transport is not None and not loop.is_closed():
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(transport.reload_certificates)
 
     def out_of_office(self) -> Future[None]:
         """Resolves once this member neither leads nor is on its way in or out of office. Any thread."""
@@ -225,6 +233,8 @@ class Driver:
             raft_id_of=self._founding.raft_id_of,
             on_payload=self._on_payload,
             on_hello=self._founding.on_hello,
+            on_gone=self._on_gone,
+            certificates=await loop.run_in_executor(self._disk, load_certificates, config),
         )
         try:
             await self._transport.start()
@@ -309,6 +319,9 @@ class Driver:
             )
             return
         self._feed(lambda running: running.tick(read_clocks()))
+
+    def _on_gone(self, raft_id: int) -> None:
+        self._feed(lambda core: core.suspect(raft_id, read_clocks()))
 
     def _on_payload(self, sender: int, payload: bytes) -> None:
         if self._core is not None:

@@ -65,7 +65,7 @@ class Member(Listener):
         """Open the node: lock its directory, bind its port, begin to found or to run.
 
         Raises:
-            ConfigError: the engine is not installed.
+            ConfigError: the engine is not installed, or a file of ``raft.tls`` is no good.
             StorageError: the directory is in use, damaged, full, or belongs to another node or cluster.
         """
         require_engine()
@@ -141,6 +141,14 @@ class Member(Listener):
         current.revoke(LossReason.STEPPED_DOWN)
         self._driver.post(lambda core: core.step_down(LossReason.STEPPED_DOWN, read_clocks()))
         return True
+
+    def reload_certificates(self) -> None:
+        """Look at the files of ``raft.tls`` now instead of within seconds; what was found is logged. Any thread.
+
+        New connections use the new certificate, open ones go on: it changes no term. Files that are no good change
+        nothing, and neither does a call without ``raft.tls``.
+        """
+        self._driver.reload_certificates()
 
     # -- status -----------------------------------------------------------------------------------------------------
 
