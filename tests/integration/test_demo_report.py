@@ -100,6 +100,15 @@ def test_report_counts_every_row_with_a_lower_token_when_it_follows_a_higher_one
     assert ledger.count().stale_rows == 2
 
 
+@pytest.mark.parametrize("lost", [0, 1])
+def test_report_counts_what_was_acknowledged_as_lost_when_there_are_no_tables(ledger, lost: int) -> None:
+    ledger.execute("DROP TABLE payment_events; DROP SCHEMA tenure CASCADE")
+    for _ in range(lost):
+        ledger.acknowledge(uuid.uuid4())
+    counts = ledger.count()
+    assert (counts.leader, counts.takeovers, counts.payments_acknowledged, counts.lost) == (None, 0, lost, lost)
+
+
 def test_report_counts_nothing_when_there_was_no_payment(ledger) -> None:
     counts = ledger.count()
     assert counts.leader is None
