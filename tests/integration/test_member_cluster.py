@@ -93,6 +93,9 @@ async def test_refused_write_makes_the_leader_step_down(tmp_path: Path, fenced_d
                     await transaction.execute("INSERT INTO entries (note, fencing_token) VALUES ('x', 1)")
         async with asyncio.timeout(BOUND_SECONDS):
             assert await leadership.lost is LossReason.REFUSED
+        await cluster.until(lambda: cluster.members[name].journal[-1].state is not State.LEADER)
+        ended = next(c for c in reversed(cluster.members[name].journal) if c.reason is not None)
+        assert (ended.state, ended.term, ended.reason) == (State.FOLLOWER, leadership.term, "stale_token")
         assert cluster.members[name].status().stale_token_refusals == 1
         assert cluster.members[name].status().state is not State.LEADER
 

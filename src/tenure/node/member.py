@@ -56,6 +56,8 @@ class Member(Listener):
         self._closed = False
         self._refused_token = 0
         self._loss_reason: str | None = None
+        #: Why the last leadership ended, until the journal's next line has told it.
+        self._untold_end: str | None = None
         self.refusals = 0
         self.journal: deque[RoleChange] = deque(maxlen=JOURNAL_LIMIT)
 
@@ -237,6 +239,7 @@ class Member(Listener):
 
     def revoked(self, reason: LossReason) -> None:
         """See :class:`Listener`."""
+        self._untold_end = str(reason)
         current = self._current
         if current is not None:
             current.revoke(reason)
@@ -246,7 +249,10 @@ class Member(Listener):
     def changed(self, state: State, view: View) -> None:
         """See :class:`Listener`."""
         token = view.token if state is State.LEADER else None
-        change = RoleChange(at=time.time(), state=state, term=view.term, token=token, reason=view.reason)
+        reason = view.reason
+        if state is not State.LEADER:
+            reason, self._untold_end = reason or self._untold_end, None
+        change = RoleChange(at=time.time(), state=state, term=view.term, token=token, reason=reason)
         self.journal.append(change)
         journal_logger.info("role_changed", extra={"tenure": msgspec.structs.asdict(change)})
 
