@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+from dataclasses import dataclass
+
+import pytest
+
 from support.virtual_cluster import VirtualCluster
 from tenure.types import LossReason
 
@@ -45,3 +50,28 @@ def test_leader_hands_over_quickly_when_its_body_returns():
     second = cluster.elect(within_ms=3000)
     assert second != first
     assert (cluster.now_ns - before) / 1e6 < 300
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 7])
+def test_election_timeouts_of_the_members_never_meet_and_take_turns(size: int):
+    """Two that wake up together split the vote; one that always wakes up last would never lead."""
+    cluster = VirtualCluster(size)
+    members = [cluster.core(raft_id).consensus for raft_id in cluster.nodes]
+    ticks = [member.election_timeout_ticks() for member in members]
+    apart = 40 // size
+    assert all(40 <= each < 80 for each in ticks)
+    assert all(later - earlier >= apart for earlier, later in itertools.pairwise(sorted(ticks)))
+    first_of_term = []
+    for term in range(size):
+        for member in members:
+            member.engine = Standing(term, [*cluster.nodes])
+        first_of_term.append(min(members, key=lambda member: member.election_timeout_ticks()))
+    assert len(set(map(id, first_of_term))) == size
+
+
+@dataclass
+class Standing:
+    """As much of an engine as the choice of a timeout looks at."""
+
+    term: int
+    voters: list[int]

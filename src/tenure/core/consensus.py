@@ -83,6 +83,7 @@ class Consensus:
         self._proposals: list[bytes] = []
         self._reads: list[bytes] = []
         self._user: deque[tuple[bytes, object]] = deque()
+        self._timeout_set_for: tuple[int, str, int] | None = None
         self._suspected = 0
         self._suspected_at: Reading | None = None
         self._ready: Ready | None = None
@@ -188,6 +189,25 @@ class Consensus:
             self._suspected_at = None
             engine.campaign()
 
+    def election_timeout_ticks(self) -> int:
+        """The own election timeout in the present term: each voter has a slot of its own between one and two timeouts.
+
+        raft-rs draws it at random, and two that draw nearly the same split the vote and cost another timeout. Slots
+        that rotate with the term never meet, and favour nobody for long.
+        """
+        voters = sorted(self.engine.voters)
+        if self._raft_id not in voters:
+            return self._cadence.election_tick
+        slot = (voters.index(self._raft_id) + self.engine.term) % len(voters)
+        return self._cadence.election_tick + slot * self._cadence.election_tick // len(voters)
+
+    def _space_elections(self) -> None:
+        """Replace what the engine drew at its last change of term, role or leader."""
+        standing = (self.engine.term, self.engine.role, self.engine.leader_id)
+        if standing != self._timeout_set_for:
+            self._timeout_set_for = standing
+            self.engine.set_randomized_election_timeout(self.election_timeout_ticks())
+
     def _run_owed_ticks(self, now: Reading) -> None:
         owed = elapsed_for_waiter(self._ticked_until, now) // self._cadence.tick_ns
         if owed <= 0:
@@ -198,6 +218,7 @@ class Consensus:
         else:
             step = owed * self._cadence.tick_ns
             self._ticked_until = Reading(self._ticked_until.raw_ns + step, self._ticked_until.boottime_ns + step)
+        self._space_elections()
         self.engine.tick(owed)
 
     def _feed_requests(self) -> list[Effect]:
