@@ -26,6 +26,8 @@ ELECTION_SECONDS_MAX = 30.0
 CATCH_UP_SECONDS_MAX = 30.0
 SHUTDOWN_SECONDS_MAX = 10.0
 #: What a load may take beyond its own length before it counts as hung.
+#: How long after its process a node's last event may still arrive.
+END_SECONDS_MAX = 5.0
 LOAD_SLACK_SECONDS = 30.0
 
 #: From this node's index, the addresses of all voters and an empty directory to the command that runs the node.
@@ -156,7 +158,12 @@ class Cluster:
                 applied = self._wait("applied", seconds=CATCH_UP_SECONDS_MAX)[1]["count"]
 
     def _cpu_ns(self) -> list[int]:
-        return [_cpu_ns(node.pid) for node in self._nodes]
+        try:
+            return [_cpu_ns(node.pid) for node in self._nodes]
+        except MeasurementFailed:
+            # The end of a node is an event of its own, and tells the reason: wait for it rather than guess.
+            self._wait("running", seconds=END_SECONDS_MAX)
+            raise
 
 
 class _Node:
