@@ -158,7 +158,7 @@ class Walk(VirtualCluster):
         assert token in self.judged.raises, "leader without a raised fence"
         assert not self.granted_tokens or token > self.granted_tokens[-1], "G4: tokens of leaders must rise"
         assert node.raft_id not in self.bodies, "R10: led again while the earlier body was still running"
-        if core.holding._wait_ns == 0:
+        if core.holding.phase is Phase.LEADING and core.holding._wait_ns == 0:
             released = self.granted_tokens[-1]
             running = [i for i, grant in self.bodies.items() if grant.credential.token == released]
             assert not running, f"R9: the wait was skipped while the body of token {released} was running"
@@ -239,6 +239,7 @@ class Walk(VirtualCluster):
             self._depose_behind_its_back,
             self._depose_behind_its_back,
             self._old_frame,
+            self._suspect,
             self._clock,
             self._disk,
             self._fence,
@@ -312,23 +313,41 @@ class Walk(VirtualCluster):
             self.hand_over(sender, node.raft_id, order)
 
     def _depose_behind_its_back(self, node: Node) -> None:
-        """The lease's worst case: answers to the leader are late, then it is cut off and another one wins at once."""
+        """The lease's worst case: clocks are wrong to the bound, answers to the leader are late, then it is cut off
+        and another one wins at once; perhaps a third one right after it.
+        """
         leader = next((self.nodes[i] for i in self.bodies), None)
-        if leader is None or node is leader or not node.running:
+        if leader is None or node is leader:
             return
-        for other in self.nodes:
-            self.delay_ms[other, leader.raft_id] = self.chaos.choice([1, 300, 600])
+        error = self.rho_ppm / PPM
+        leader.clock.change(self.now_ns, rate=1 - error)
+        for other in self.nodes.values():
+            if other is not leader:
+                other.clock.change(self.now_ns, rate=1 + error)
+                self.delay_ms[other.raft_id, leader.raft_id] = self.chaos.choice([1, 300, 600])
+        if self.chaos.random() < 0.5:
+            self._change_lease(leader)
 
-        def strike() -> None:
-            if node.running and not self.calm:
+        def strike(new: Node) -> None:
+            if new.running and not self.calm:
                 self.isolate(leader.raft_id)
-                self._tell_to_campaign(leader.raft_id, node)
+                self._tell_to_campaign(leader.raft_id, new)
 
-        self.after(self.chaos.randrange(100, 1000), strike)
+        at = self.chaos.randrange(100, 1000)
+        self.after(at, lambda: strike(node))
+        third = self.chaos.choice(list(self.nodes.values()))
+        if third is not leader:
+            self.after(at + self.chaos.randrange(100, 1500), lambda: strike(third))
 
     def _old_frame(self, node: Node) -> None:
         for sender, to, payload in self.chaos.sample(self.old_frames, min(3, len(self.old_frames))):
             self.hand_over(sender, to, payload)
+
+    def _suspect(self, node: Node) -> None:
+        """The process of a peer seems to be gone, rightly or not."""
+        if node.running and not node.paused:
+            peer = self.chaos.choice(list(self.nodes))
+            self.run(node, self.core(node.raft_id).suspect(peer, self.reading(node)))
 
     def _clock(self, node: Node) -> None:
         error = self.rho_ppm / PPM
@@ -383,7 +402,7 @@ class Walk(VirtualCluster):
     def _change_lease(self, node: Node) -> None:
         leading = self._in_office()
         if leading is not None:
-            length = self.chaos.choice([400, 1000, 2000])
+            length = self.chaos.choice([400, 400, 1000, 4000])
             changed = msgspec.structs.replace(self.settings, lease_duration_ms=length)
             self.run(leading, self.core(leading.raft_id).change_settings(changed, self.reading(leading)))
 
