@@ -161,6 +161,9 @@ async def test_command_whose_place_another_leader_took_is_surely_not_applied(tmp
     async with running(tmp_path) as replicas:
         leader = await replicas.leader()
         pending = leader._track(60_000)
+        # The leader's own entries (ACQUIRE, SETTLED) are in the log by now: the next one is the caller's.
+        await replicas.until(lambda: leader._driver.published.token is not None)
+        await leader.barrier()
         index = leader.stats().commit_index + 1
         leader._take(Proposed(first=index, term=leader.stats().term - 1, tickets=[pending]))
         await leader.apply(b"another's")
