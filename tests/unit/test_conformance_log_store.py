@@ -6,11 +6,13 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from tenure import LogCorrupt, StorageFull, SyncFailed
-from tenure.storage import LogStore, SqliteLogStore, StoredLog
+from tenure.storage import LogStore, SqliteLogStore, StoredLog, StoredSnapshot
 from tenure.testing import LogStoreConformance, MemoryDisk, MemoryLogStore
+from tenure.testing.memory_log_store import Record
 
 
 class TestSqliteLogStore(LogStoreConformance):
@@ -41,13 +43,15 @@ class TestMemoryLogStore(LogStoreConformance):
         for whole in (True, False):
             torn = after.with_name(f"torn-{whole}")
             self.disks[torn] = MemoryDisk()
-            *older, last = self.disks[after].records
-            self.disks[torn].records = [*older, last._replace(whole=whole)]
+            last = self.disks[after].records[-1]
+            self.disks[torn].records = [*self.disks[before].records, last._replace(whole=whole)]
             yield torn
 
     def damage(self, folder: Path, marker: bytes) -> int:
-        self.disks[folder].flip_bit(marker)
-        return 1
+        return self.disks[folder].flip_bit(marker)
+
+    def stored_bytes(self, folder: Path) -> int:
+        return sum(len(record.entries) for record in self.disks[folder].records)
 
     def fail_next_sync(self, store: LogStore) -> None:
         store.disk.fail_next(SyncFailed("no answer from the disk in memory"), leaves="whole")
@@ -59,8 +63,8 @@ class TestMemoryLogStore(LogStoreConformance):
 class LosesTheHardState(MemoryLogStore):
     """Keeps the entries and forgets the vote: a second vote in one term."""
 
-    def save(self, *, first: int, entries: bytes, hard_state: tuple[int, int, int] | None) -> None:
-        super().save(first=first, entries=entries, hard_state=None)
+    def save(self, **call) -> None:
+        super().save(**call | {"hard_state": None})
 
 
 class SavesOnClose(MemoryLogStore):
@@ -68,10 +72,10 @@ class SavesOnClose(MemoryLogStore):
 
     def __init__(self, disk: MemoryDisk | None = None) -> None:
         super().__init__(disk)
-        self.waiting: list[tuple] = []
+        self.waiting: list[Record] = []
 
-    def save(self, *, first: int, entries: bytes, hard_state: tuple[int, int, int] | None) -> None:
-        self.waiting.append((first, entries, hard_state))
+    def _append(self, record: Record) -> None:
+        self.waiting.append(record)
 
     def load(self) -> StoredLog:
         self.flush()
@@ -84,7 +88,7 @@ class SavesOnClose(MemoryLogStore):
     def flush(self) -> None:
         waiting, self.waiting = self.waiting, []
         for record in waiting:
-            self.disk.append(*record)
+            self.disk.append(record)
 
 
 class SortsBatches(MemoryLogStore):
@@ -98,16 +102,16 @@ class SortsBatches(MemoryLogStore):
 class ForgetsTheHardState(MemoryLogStore):
     """Takes None for zero."""
 
-    def save(self, *, first: int, entries: bytes, hard_state: tuple[int, int, int] | None) -> None:
-        super().save(first=first, entries=entries, hard_state=hard_state or (0, 0, 0))
+    def save(self, *, hard_state: tuple[int, int, int] | None, **call) -> None:
+        super().save(hard_state=hard_state or (0, 0, 0), **call)
 
 
 class SavesInTwoSteps(MemoryLogStore):
-    """First the entries, then the hard state: a power cut comes between them."""
+    """First the entries and the snapshot, then the hard state: a power cut comes between them."""
 
-    def save(self, *, first: int, entries: bytes, hard_state: tuple[int, int, int] | None) -> None:
-        super().save(first=first, entries=entries, hard_state=None)
-        super().save(first=first, entries=b"", hard_state=hard_state)
+    def save(self, *, hard_state: tuple[int, int, int] | None, **call) -> None:
+        super().save(hard_state=None, **call)
+        super().save(first=0, last=0, entries=b"", hard_state=hard_state)
 
 
 class ChecksNothing(MemoryLogStore):
@@ -134,9 +138,9 @@ class LivesOnOneThread(MemoryLogStore):
         super().__init__(disk)
         self.connection = sqlite3.connect(":memory:")
 
-    def save(self, *, first: int, entries: bytes, hard_state: tuple[int, int, int] | None) -> None:
+    def save(self, **call) -> None:
         self.connection.execute("SELECT 1")
-        super().save(first=first, entries=entries, hard_state=hard_state)
+        super().save(**call)
 
     def close(self) -> None:
         self.connection.close()
@@ -146,8 +150,71 @@ class LivesOnOneThread(MemoryLogStore):
 class TruncatesLargeBatches(MemoryLogStore):
     """A limit that nobody wrote down."""
 
-    def save(self, *, first: int, entries: bytes, hard_state: tuple[int, int, int] | None) -> None:
-        super().save(first=first, entries=entries[: 1 << 20], hard_state=hard_state)
+    def save(self, *, entries: bytes, **call) -> None:
+        super().save(entries=entries[: 1 << 20], **call)
+
+
+class CompactsOnlyWhatItHandsOut(MemoryLogStore):
+    """Keeps the snapshot in the process and not on the disk."""
+
+    def __init__(self, disk: MemoryDisk | None = None) -> None:
+        super().__init__(disk)
+        self.snapshot: StoredSnapshot | None = None
+
+    def compact(self, snapshot: StoredSnapshot) -> None:
+        self.snapshot = snapshot
+
+    def load(self) -> StoredLog:
+        return msgspec.structs.replace(super().load(), snapshot=self.snapshot)
+
+
+class ForgetsBatches(MemoryLogStore):
+    """Base of stores that choose by themselves what a compaction removes."""
+
+    def compact(self, snapshot: StoredSnapshot) -> None:
+        kept = [record for record in self.disk.records if not record.entries or self.keeps(record, snapshot.index)]
+        self._append(Record(snapshot=snapshot))
+        self.disk.records = [self.disk.records[-1], *kept]
+
+    def keeps(self, record: Record, index: int) -> bool:
+        raise NotImplementedError
+
+
+class DropsAllThatBeginBelow(ForgetsBatches):
+    """Loses the upper half of a batch that straddles the snapshot."""
+
+    def keeps(self, record: Record, index: int) -> bool:
+        return record.first > index
+
+
+class DropsAllThatEndBelow(ForgetsBatches):
+    """By the word of the promise, and wrong: the batch that goes had replaced the end of one that stays."""
+
+    def keeps(self, record: Record, index: int) -> bool:
+        return record.last > index
+
+
+class KeepsTheLogBesideASnapshot(MemoryLogStore):
+    """Takes a snapshot of the leader's for one of its own."""
+
+    def save(self, *, snapshot: StoredSnapshot | None = None, **call) -> None:
+        super().save(**call)
+        if snapshot is not None:
+            self.compact(snapshot)
+
+
+class TakesAnOlderSnapshot(MemoryLogStore):
+    """The last one that came counts."""
+
+    def compact(self, snapshot: StoredSnapshot) -> None:
+        self._append(Record(snapshot=snapshot, compacts=True))
+
+
+class NeverRemoves(MemoryLogStore):
+    """Remembers where the log starts, and keeps what lies before it."""
+
+    def _append(self, record: Record) -> None:
+        self.disk.records.append(record._replace(checksum=record.total()))
 
 
 @pytest.mark.parametrize(
@@ -163,6 +230,15 @@ class TruncatesLargeBatches(MemoryLogStore):
         (GoesOnAfterAFailedSync, "takes_no_further_save_when_a_sync_has_failed"),
         (LivesOnOneThread, "works_when_its_thread_is_not_the_one_that_opened_it"),
         (TruncatesLargeBatches, "keeps_every_byte_when_a_batch_is_large"),
+        (SavesInTwoSteps, "has_all_of_a_snapshot_or_nothing_when_the_power_goes_in_its_middle"),
+        (ChecksNothing, "names_the_damage_when_a_bit_of_the_snapshot_has_flipped"),
+        (CompactsOnlyWhatItHandsOut, "keeps_a_compaction_when_the_process_is_killed"),
+        (SavesOnClose, "keeps_a_compaction_when_the_process_is_killed"),
+        (DropsAllThatBeginBelow, "keeps_a_batch_when_it_reaches_beyond_the_snapshot"),
+        (DropsAllThatEndBelow, "brings_nothing_back_when_replaced_entries_are_compacted"),
+        (KeepsTheLogBesideASnapshot, "holds_nothing_older_when_a_snapshot_is_saved"),
+        (TakesAnOlderSnapshot, "keeps_its_snapshot_when_an_older_one_comes_late"),
+        (NeverRemoves, "stays_small_when_it_is_compacted_again_and_again"),
     ],
 )
 def test_suite_catches_a_log_store_when_it_breaks_a_promise(tmp_path: Path, store_class: type, promise: str):
@@ -184,7 +260,7 @@ def test_memory_disk_leaves_what_the_test_asked_when_a_save_fails():
         store = MemoryLogStore(disk)
         disk.fail_next(SyncFailed("no answer"), leaves=leaves)
         with pytest.raises(SyncFailed):
-            store.save(first=1, entries=b"x", hard_state=None)
+            store.save(first=1, last=1, entries=b"x", hard_state=None)
         disk.crash()
         assert MemoryLogStore(disk).load().batches == survived
 
@@ -192,19 +268,19 @@ def test_memory_disk_leaves_what_the_test_asked_when_a_save_fails():
 def test_memory_log_store_goes_on_when_the_disk_was_full_for_a_moment():
     """StorageFull promises nothing of that save, and takes nothing else away."""
     store = MemoryLogStore()
-    store.save(first=1, entries=b"one", hard_state=(1, 1, 0))
+    store.save(first=1, last=1, entries=b"one", hard_state=(1, 1, 0))
     store.disk.fill()
     with pytest.raises(StorageFull):
-        store.save(first=2, entries=b"two", hard_state=(2, 1, 0))
-    store.save(first=2, entries=b"three", hard_state=None)
+        store.save(first=2, last=2, entries=b"two", hard_state=(2, 1, 0))
+    store.save(first=2, last=2, entries=b"three", hard_state=None)
     assert store.load() == StoredLog(term=1, vote=1, commit=0, batches=(b"one", b"three"))
 
 
 def test_memory_log_store_takes_no_call_when_its_process_crashed():
     """The successor opens a store of its own on the same disk."""
     store = MemoryLogStore()
-    store.save(first=1, entries=b"one", hard_state=None)
+    store.save(first=1, last=1, entries=b"one", hard_state=None)
     store.disk.crash()
     with pytest.raises(SyncFailed, match="process is gone"):
-        store.save(first=2, entries=b"two", hard_state=None)
+        store.save(first=2, last=2, entries=b"two", hard_state=None)
     assert MemoryLogStore(store.disk).load().batches == (b"one",)

@@ -4,7 +4,7 @@ Touches the disk, and only the data directory that it was given. It has no opini
 """
 
 from tenure.storage.directory import DataDirectory
-from tenure.storage.log_store import LogStore, StoredLog
+from tenure.storage.log_store import LogStore, StoredLog, StoredSnapshot
 from tenure.storage.snapshot_files import FileSnapshotStore
 from tenure.storage.snapshot_store import SnapshotInfo, SnapshotPoint, SnapshotReader, SnapshotStore, SnapshotWriter
 from tenure.storage.sqlite import SqliteLogStore
@@ -20,4 +20,5 @@ __all__ = [
     "SnapshotWriter",
     "SqliteLogStore",
     "StoredLog",
+    "StoredSnapshot",
 ]

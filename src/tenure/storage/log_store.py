@@ -1,4 +1,7 @@
-"""The protocol of a log store: one durable call, one load. A stable store (term and vote) is a view of it."""
+"""The protocol of a log store: every change is durable when its call returns, and one load gives all of it back.
+
+A stable store (term and vote) is a view of it.
+"""
 
 from __future__ import annotations
 
@@ -7,31 +10,70 @@ from typing import Protocol
 import msgspec
 
 
-class StoredLog(msgspec.Struct, frozen=True):
-    """What survived: the hard state and the batches of entries in the order in which they were saved.
+class StoredSnapshot(msgspec.Struct, frozen=True):
+    """The record of a snapshot: it stands for every entry up to ``index``. What ``data`` says is not the store's."""
 
-    Each batch replays as "drop everything from its first index on, then append": the store never rewrites a batch.
+    index: int
+    term: int
+    data: bytes
+
+
+class StoredLog(msgspec.Struct, frozen=True):
+    """What survived: the hard state, the snapshot, and the batches of entries in the order in which they were saved.
+
+    Each batch replays as "drop everything from its first index on, then append"; entries that the snapshot stands for
+    are left out. The store never rewrites a batch, so the first of them may reach below the snapshot's index.
     """
 
     term: int
     vote: int
     commit: int
     batches: tuple[bytes, ...]
+    snapshot: StoredSnapshot | None = None
 
 
 class LogStore(Protocol):
     """Keeps entries, term and vote. Called from one thread only."""
 
     def load(self) -> StoredLog:
-        """Everything that was saved; :class:`tenure.LogCorrupt` naming the first record that fails its checksum."""
+        """Everything that counts; :class:`tenure.LogCorrupt` naming the first record that fails its checksum.
+
+        A record that is missing is damage, too. What it returns replays without a gap from the snapshot on.
+        """
         ...
 
-    def save(self, *, first: int, entries: bytes, hard_state: tuple[int, int, int] | None) -> None:
-        """Make the batch (empty for none) and the hard state durable, both or neither, before it returns (R1).
+    def save(
+        self,
+        *,
+        first: int,
+        last: int,
+        entries: bytes,
+        hard_state: tuple[int, int, int] | None,
+        snapshot: StoredSnapshot | None = None,
+    ) -> None:
+        """Make all of it durable before returning, as a whole or not at all (R1).
+
+        Args:
+            first: The index of the batch's first entry.
+            last: That of its last one; 0 if it is not known.
+            entries: The batch; empty for none.
+            hard_state: Term, vote and commit index; None leaves them as they are.
+            snapshot: One that the leader sent. Everything stored before, an older snapshot and all batches, is
+                replaced by it; the hard state is not.
 
         Raises:
             StorageFull: the disk is full; nothing of this call is promised to be there.
             SyncFailed: a write or an fsync failed. The store is unusable afterwards, and so is the node (R2).
+        """
+        ...
+
+    def compact(self, snapshot: StoredSnapshot) -> None:
+        """Let ``snapshot``, taken by this member, stand for the entries up to its index. Durable when it returns.
+
+        From now on ``load`` gives it back, and batches that lie wholly at or below its index may be gone; one that
+        reaches beyond it stays. A snapshot older than the stored one changes nothing. However much there is to
+        remove, the call does not stall: the rest is removed in bounded pieces with later calls, and its space is used
+        again. The same errors as ``save``.
         """
         ...
 

@@ -80,11 +80,16 @@ class FileLayer:
 class FileSnapshotStore:
     """See :class:`tenure.storage.SnapshotStore`. It owns ``folder``, which it makes if absent."""
 
-    def __init__(self, folder: Path, *, layer: FileLayer | None = None) -> None:
-        """Open the store and remove what an earlier life left unfinished; :class:`tenure.StorageError` if it cannot."""
+    def __init__(self, folder: Path, *, layer: FileLayer | None = None, read_only: bool = False) -> None:
+        """Open the store and remove what an earlier life left unfinished; :class:`tenure.StorageError` if it cannot.
+
+        With ``read_only`` opening changes nothing, and a folder that is not there holds no snapshots.
+        """
         self._folder = folder
         self._layer = layer if layer is not None else FileLayer()
         self._started = 0
+        if read_only:
+            return
         with _explained(folder):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             for leftover in folder.glob(".*.partial"):
@@ -99,6 +104,8 @@ class FileSnapshotStore:
 
     def ids(self) -> tuple[str, ...]:
         """See :meth:`SnapshotStore.ids`."""
+        if not self._folder.exists():
+            return ()
         with _explained(self._folder):
             names = sorted((path.name for path in self._folder.iterdir() if _NAME.fullmatch(path.name)), reverse=True)
         return tuple(name.removesuffix(".snapshot") for name in names)

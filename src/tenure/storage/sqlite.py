@@ -1,155 +1,234 @@
 """The log store on SQLite: WAL, ``synchronous=FULL``, exactly one connection, one transaction for each Ready.
 
-A batch of entries is one row, whatever it holds, so that the cost is paid per Ready and never per entry. Each row
-carries a checksum over its place and its bytes; a bit flipped anywhere is found on load and named, never applied.
+A batch of entries is one row, whatever it holds, so that the cost is paid per Ready and never per entry. Batches are
+numbered; compaction only moves the number of the first one that counts (``floor``), and the rows below it are removed
+a few at a time by whatever call comes next. A bit flipped anywhere is found on load and named, never applied.
 Only one connection exists, in exclusive mode: SQLite's WAL-reset fault (3.7.0 to 3.51.2) needs two.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
 import sqlite3
-import zlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from tenure.errors import LogCorrupt, StorageError, StorageFull, SyncFailed
-from tenure.storage.log_store import StoredLog
+from tenure.errors import LogCorrupt, SyncFailed
+from tenure.storage.log_store import StoredLog, StoredSnapshot
+from tenure.storage.sqlite_file import (
+    FORMAT_KEY,
+    KEYS_KEY,
+    Execute,
+    checksum,
+    corrupt,
+    explain,
+    prepare,
+    put_batch,
+    put_hard_state,
+    put_meta,
+    put_snapshot,
+    read_meta,
+)
 
-FORMAT = 1
-
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value BLOB NOT NULL, checksum INTEGER NOT NULL) STRICT;
-CREATE TABLE IF NOT EXISTS batch (
-    sequence INTEGER PRIMARY KEY AUTOINCREMENT,
-    first INTEGER NOT NULL,
-    entries BLOB NOT NULL,
-    checksum INTEGER NOT NULL
-) STRICT;
-CREATE TABLE IF NOT EXISTS hard_state (
-    one INTEGER PRIMARY KEY CHECK (one = 1),
-    term INTEGER NOT NULL,
-    vote INTEGER NOT NULL,
-    committed INTEGER NOT NULL,
-    checksum INTEGER NOT NULL
-) STRICT;
-"""
+#: What one call removes of compacted batches at most: rows, and bytes once it has removed one row. A save adds one
+#: row, so a debt of n rows is paid after n / 31 saves, and each of them stays cheap.
+REMOVE_ROWS_MAX = 32
+REMOVE_BYTES_MAX = 1 << 20
 
 
 class SqliteLogStore:
     """See :class:`tenure.storage.LogStore`. It may be used from any one thread at a time."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        try:
+    def __init__(self, path: Path, *, known_as: Path | None = None) -> None:
+        """Open the file, made if absent; a file of an older format is brought up in place.
+
+        ``known_as`` is the path that errors name instead, where ``path`` is a copy.
+
+        Raises:
+            LogCorrupt: it is damaged; the record that fails is named where one can be.
+            StorageError: it is of a newer format, or cannot be opened.
+        """
+        self._path = known_as if known_as is not None else path
+        self._unusable: str | None = None
+        with self._explained(reading=True):
             self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        except sqlite3.DatabaseError as error:
-            raise _explain(error, path) from error
         try:
-            execute = self._connection.execute
-            execute("PRAGMA locking_mode = EXCLUSIVE")
-            execute("PRAGMA journal_mode = WAL")
-            execute("PRAGMA synchronous = FULL")
-            self._connection.executescript(_SCHEMA)
-            self._refuse_newer_format()
-        except BaseException as error:
+            with self._explained(reading=True):
+                execute = self._connection.execute
+                execute("PRAGMA locking_mode = EXCLUSIVE")
+                execute("PRAGMA journal_mode = WAL")
+                execute("PRAGMA synchronous = FULL")
+                prepare(self._connection, self._path)
+                self._meta = read_meta(self._connection, self._path)
+                self._hard_state, self._newest = self._read_hard_state()
+                self._snapshot_index, self._floor = self._read_snapshot()[1:]
+                oldest = execute("SELECT min(sequence) FROM batch").fetchone()[0]
+                #: The oldest batch that is still in the file; below ``_floor`` it is owed to be removed.
+                self._oldest: int = self._newest + 1 if oldest is None else oldest
+        except BaseException:
             # What stays open would lock the file against the next try.
             self._connection.close()
-            if isinstance(error, sqlite3.DatabaseError):
-                raise _explain(error, path) from error
             raise
 
     def load(self) -> StoredLog:
         """See :meth:`LogStore.load`."""
-        try:
+        with self._explained(reading=True):
+            (term, vote, commit), newest = self._read_hard_state()
+            snapshot, _, floor = self._read_snapshot()
             rows = self._connection.execute(
-                "SELECT sequence, first, entries, checksum FROM batch ORDER BY sequence"
+                "SELECT sequence, first, last, entries, checksum FROM batch WHERE sequence >= ? ORDER BY sequence",
+                (floor,),
             ).fetchall()
-            state = self._connection.execute("SELECT term, vote, committed, checksum FROM hard_state").fetchone()
-        except sqlite3.DatabaseError as error:
-            raise _explain(error, self._path) from error
-        for sequence, first, entries, checksum in rows:
-            if _checksum(f"batch {first}", entries) != checksum:
-                raise self._corrupt(f"the batch {sequence} of log entries from index {first} on", first)
-        if state is None:
-            term = vote = commit = 0
-        else:
-            term, vote, commit, checksum = state
-            if _checksum("hard_state", _state_bytes(term, vote, commit)) != checksum:
-                raise self._corrupt("the record of term and vote", None)
-        return StoredLog(term=term, vote=vote, commit=commit, batches=tuple(row[2] for row in rows))
+        for expected, (sequence, first, last, entries, stored) in enumerate(rows, start=floor):
+            if sequence != expected:
+                raise self._corrupt(f"the batch {expected} of log entries, before index {first}, is missing", None)
+            if checksum(f"batch {sequence} {first} {last}", entries) != stored:
+                what = f"the batch {sequence} of log entries from index {first} on fails its checksum"
+                raise self._corrupt(what, first if isinstance(first, int) else None)
+        if len(rows) != newest + 1 - floor:
+            raise self._corrupt(f"the batches of log entries end at {floor + len(rows) - 1} instead of {newest}", None)
+        return StoredLog(term=term, vote=vote, commit=commit, batches=tuple(row[3] for row in rows), snapshot=snapshot)
 
-    def save(self, *, first: int, entries: bytes, hard_state: tuple[int, int, int] | None) -> None:
+    def save(
+        self,
+        *,
+        first: int,
+        entries: bytes,
+        hard_state: tuple[int, int, int] | None,
+        last: int = 0,
+        snapshot: StoredSnapshot | None = None,
+    ) -> None:
         """See :meth:`LogStore.save`. One transaction, so one fsync."""
-        execute = self._connection.execute
-        try:
-            execute("BEGIN IMMEDIATE")
+        state = self._hard_state if hard_state is None else hard_state
+        newest, floor, place = self._newest, self._floor, self._snapshot_index
+        with self._transaction() as execute:
+            if snapshot is not None:
+                floor, place = newest + 1, snapshot.index
+                put_snapshot(execute, snapshot.index, snapshot.term, floor, snapshot.data)
             if entries:
-                execute(
-                    "INSERT INTO batch (first, entries, checksum) VALUES (?, ?, ?)",
-                    (first, entries, _checksum(f"batch {first}", entries)),
-                )
-            if hard_state is not None:
-                checksum = _checksum("hard_state", _state_bytes(*hard_state))
-                execute("INSERT OR REPLACE INTO hard_state VALUES (1, ?, ?, ?, ?)", (*hard_state, checksum))
-            execute("COMMIT")
-        except sqlite3.DatabaseError as error:
-            raise _explain(error, self._path) from error
+                newest += 1
+                put_batch(execute, newest, first, last, entries)
+            put_hard_state(execute, state, newest)
+            oldest = self._remove_some(execute, floor)
+        self._hard_state, self._newest = state, newest
+        self._floor, self._snapshot_index, self._oldest = floor, place, oldest
+
+    def compact(self, snapshot: StoredSnapshot) -> None:
+        """See :meth:`LogStore.compact`."""
+        if snapshot.index < self._snapshot_index:
+            return
+        with self._explained(reading=True):
+            floor = self._floor_for(snapshot.index)
+        with self._transaction() as execute:
+            put_snapshot(execute, snapshot.index, snapshot.term, floor, snapshot.data)
+            oldest = self._remove_some(execute, floor)
+        self._floor, self._snapshot_index, self._oldest = floor, snapshot.index, oldest
 
     def read_meta(self, key: str) -> bytes | None:
         """A small durable value beside the log, or None."""
-        try:
-            row = self._connection.execute("SELECT value, checksum FROM meta WHERE key = ?", (key,)).fetchone()
-        except sqlite3.DatabaseError as error:
-            raise _explain(error, self._path) from error
-        if row is None:
-            return None
-        value: bytes = row[0]
-        if _checksum(f"meta {key}", value) != row[1]:
-            raise self._corrupt(f"the record {key!r}", None)
-        return value
+        return self._meta.get(key)
 
     def write_meta(self, key: str, value: bytes) -> None:
         """Make a small value durable before returning; the same errors as ``save``."""
-        try:
-            self._connection.execute(
-                "INSERT OR REPLACE INTO meta VALUES (?, ?, ?)", (key, value, _checksum(f"meta {key}", value))
-            )
-        except sqlite3.DatabaseError as error:
-            raise _explain(error, self._path) from error
+        with self._transaction() as execute:
+            put_meta(execute, key, value)
+            if key not in self._meta and key not in (FORMAT_KEY, KEYS_KEY):
+                keys = {*self._meta, key} - {FORMAT_KEY, KEYS_KEY}
+                put_meta(execute, KEYS_KEY, json.dumps(sorted(keys)).encode())
+        self._meta[key] = value
 
     def close(self) -> None:
         """See :meth:`LogStore.close`."""
         self._connection.close()
 
-    def _refuse_newer_format(self) -> None:
-        stored = self.read_meta("format")
-        if stored is None:
-            self.write_meta("format", str(FORMAT).encode())
-        elif int(stored) > FORMAT:
-            raise StorageError(
-                f"{self._path} has format {int(stored)}, this version reads up to {FORMAT}: use the newer Tenure"
-            )
+    def _read_hard_state(self) -> tuple[tuple[int, int, int], int]:
+        row = self._connection.execute("SELECT term, vote, committed, newest, checksum FROM hard_state").fetchone()
+        if row is None:
+            raise self._corrupt("the record of term and vote is missing", None)
+        term, vote, committed, newest, stored = row
+        if checksum(f"hard_state {term} {vote} {committed} {newest}", b"") != stored:
+            raise self._corrupt("the record of term and vote fails its checksum", None)
+        return (term, vote, committed), newest
+
+    def _read_snapshot(self) -> tuple[StoredSnapshot | None, int, int]:
+        """The snapshot, its index (0 for none) and the number of the first batch that counts."""
+        row = self._connection.execute("SELECT place, term, floor, data, checksum FROM snapshot").fetchone()
+        if row is None:
+            raise self._corrupt("the record of the snapshot is missing", None)
+        index, term, floor, data, stored = row
+        if checksum(f"snapshot {index} {term} {floor}", data) != stored:
+            raise self._corrupt("the record of the snapshot fails its checksum", None)
+        return (StoredSnapshot(index=index, term=term, data=data) if index else None), index, floor
+
+    def _floor_for(self, index: int) -> int:
+        """The first batch that must stay when a snapshot stands for everything up to ``index``.
+
+        Whatever was saved before a batch that begins at or below ``index + 1`` replays to nothing above ``index``: that
+        batch drops it. So any such batch will do, and the newest of them, as far as a binary search finds it, is best.
+        """
+        low, high = self._floor, self._newest + 1
+        if low == high or self._first_of(low) > index + 1:
+            return low
+        while high - low > 1:
+            middle = (low + high) // 2
+            if self._first_of(middle) <= index + 1:
+                low = middle
+            else:
+                high = middle
+        # Everything before it goes by its word, so its checksum is asked first.
+        first, last, entries, stored = self._row("SELECT first, last, entries, checksum FROM batch", low)
+        if checksum(f"batch {low} {first} {last}", entries) != stored:
+            raise self._corrupt(f"the batch {low} of log entries from index {first} on fails its checksum", first)
+        return low + 1 if low == self._newest and 0 < last <= index else low
+
+    def _first_of(self, sequence: int) -> int:
+        first: int = self._row("SELECT first FROM batch", sequence)[0]
+        return first
+
+    def _row(self, select: str, sequence: int) -> tuple[Any, ...]:
+        row: tuple[Any, ...] | None = self._connection.execute(f"{select} WHERE sequence = ?", (sequence,)).fetchone()
+        if row is None:
+            raise self._corrupt(f"the batch {sequence} of log entries is missing", None)
+        return row
+
+    def _remove_some(self, execute: Execute, floor: int) -> int:
+        """Remove a bounded piece of what lies below ``floor``; the oldest batch that is left."""
+        if self._oldest >= floor:
+            return self._oldest
+        sizes = execute(
+            "SELECT sequence, length(entries) FROM batch WHERE sequence < ? ORDER BY sequence LIMIT ?",
+            (floor, REMOVE_ROWS_MAX),
+        ).fetchall()
+        end, total = floor - 1, 0
+        for sequence, size in sizes:
+            end, total = sequence, total + size
+            if total >= REMOVE_BYTES_MAX:
+                break
+        execute("DELETE FROM batch WHERE sequence <= ?", (end,))
+        return end + 1
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[Execute]:
+        """One durable step. After any failure the store takes no further one: what it left is not known (R2)."""
+        if self._unusable is not None:
+            raise SyncFailed(f"{self._path}: an earlier write failed ({self._unusable}); open the store again")
+        try:
+            with self._explained(reading=False):
+                self._connection.execute("BEGIN IMMEDIATE")
+                yield self._connection.execute
+                self._connection.execute("COMMIT")
+        except BaseException as error:
+            self._unusable = str(error)
+            raise
+
+    @contextlib.contextmanager
+    def _explained(self, *, reading: bool) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise explain(error, self._path, reading=reading) from error
 
     def _corrupt(self, what: str, index: int | None) -> LogCorrupt:
-        return LogCorrupt(
-            f"{self._path}: {what} fails its checksum; it was not applied. Replace this member's data directory",
-            path=str(self._path),
-            index=index,
-        )
-
-
-def _state_bytes(term: int, vote: int, commit: int) -> bytes:
-    return b"%d,%d,%d" % (term, vote, commit)
-
-
-def _checksum(place: str, value: bytes) -> int:
-    return zlib.crc32(value, zlib.crc32(place.encode()))
-
-
-def _explain(error: sqlite3.DatabaseError, path: Path) -> StorageError:
-    """The storage error that says what its reader can do."""
-    code = getattr(error, "sqlite_errorcode", None)
-    if code is not None and code & 0xFF == sqlite3.SQLITE_FULL:
-        return StorageFull(f"{path}: the disk is full; free space and start this node again")
-    if code is not None and code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-        return LogCorrupt(f"{path} is damaged ({error}); replace this member's data directory", path=str(path))
-    return SyncFailed(f"{path}: {error}; what is on the disk is no longer known, so this node must stop")
+        return corrupt(self._path, what, index)

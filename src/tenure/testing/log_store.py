@@ -13,7 +13,7 @@ from pathlib import Path
 from unittest import SkipTest
 
 from tenure.errors import LogCorrupt, StorageError, SyncFailed
-from tenure.storage import LogStore, StoredLog
+from tenure.storage import LogStore, StoredLog, StoredSnapshot
 from tenure.testing.damage import copied, flip_bit, torn_copies
 from tenure.testing.expectations import expect, expect_equal, expect_raises
 
@@ -42,6 +42,10 @@ class LogStoreConformance:
     def damage(self, folder: Path, marker: bytes) -> int:
         """Change the bytes ``marker`` wherever the closed store keeps them; the number of places."""
         return flip_bit(folder, marker)
+
+    def stored_bytes(self, folder: Path) -> int:
+        """How much room the open store takes."""
+        return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
     def fail_next_sync(self, store: LogStore) -> None:
         """Make the next save fail as a disk does. Without it the tests of failures are skipped."""
@@ -88,8 +92,8 @@ class LogStoreConformance:
     def test_store_keeps_the_hard_state_when_only_entries_are_saved(self, tmp_path: Path) -> None:
         """``hard_state=None`` means unchanged."""
         store = self.open_store(tmp_path / "store")
-        store.save(first=0, entries=b"", hard_state=(7, 3, 2))
-        store.save(first=1, entries=b"entries", hard_state=None)
+        store.save(first=0, last=0, entries=b"", hard_state=(7, 3, 2))
+        store.save(first=1, last=2, entries=b"entries", hard_state=None)
         promised = StoredLog(term=7, vote=3, commit=2, batches=(b"entries",))
         expect_equal(store.load(), promised, "hard_state=None leaves term and vote as they were")
         store.close()
@@ -98,7 +102,7 @@ class LogStoreConformance:
         """4 MiB, every value of a byte: no text, no limit below what the engine hands out."""
         batch = bytes(range(256)) * (4 << 12)
         store = self.open_store(tmp_path / "store")
-        store.save(first=1, entries=batch, hard_state=(2**62, 2**62, 2**62))
+        store.save(first=1, last=9, entries=batch, hard_state=(2**62, 2**62, 2**62))
         survivor = self.open_store(self._kill(store, tmp_path / "store"))
         promised = StoredLog(term=2**62, vote=2**62, commit=2**62, batches=(batch,))
         expect_equal(survivor.load(), promised, "a large batch and large numbers come back as they were")
@@ -124,19 +128,15 @@ class LogStoreConformance:
             raise problems[0]
 
     def test_store_agrees_with_a_simple_model_when_saves_and_ends_are_random(self, tmp_path: Path) -> None:
-        """Seeded: saves of all shapes, kills and closings, and after each of them the same as a list would hold."""
+        """Seeded: saves, snapshots, kills and closings of all shapes, and after each the same as a list would hold."""
         for seed in range(_MODEL_SEEDS):
             self._walk(random.Random(seed), seed, tmp_path / f"seed-{seed}" / "store")  # noqa: S311 - replayable.
 
     def _walk(self, source: random.Random, seed: int, folder: Path) -> None:
         folder.parent.mkdir()
-        store, model, batches = self.open_store(folder), (0, 0, 0), []
+        store, model = self.open_store(folder), _Model()
         for step in range(_MODEL_STEPS):
-            entries = source.randbytes(source.choice((0, 1, 100, 5000)))
-            hard_state = source.choice((None, (step + 1, source.randrange(4), step)))
-            store.save(first=source.randrange(1, 50), entries=entries, hard_state=hard_state)
-            model = hard_state or model
-            batches += [entries] if entries else []
+            model.step(store, source, step)
             if source.random() < 0.1:
                 store.close()
                 store = self.open_store(folder)
@@ -145,8 +145,98 @@ class LogStoreConformance:
                 store = self.open_store(folder)
             else:
                 continue
-            promised = StoredLog(term=model[0], vote=model[1], commit=model[2], batches=tuple(batches))
-            expect_equal(store.load(), promised, f"seed {seed}, step {step}: the store differs from the model")
+            model.compare(store.load(), f"seed {seed}, step {step}")
+        store.close()
+
+    # -- what becomes of the log when a snapshot stands for a part of it ----------------------------------------------
+
+    def test_store_keeps_a_compaction_when_the_process_is_killed(self, tmp_path: Path) -> None:
+        """The snapshot is there, hard state and later entries as well; what it stands for is not handed out as new."""
+        store = self.open_store(tmp_path / "store")
+        model = _Model()
+        for first in range(1, 91, 3):
+            model.save(store, first, first + 2, (first, 1, first - 1))
+        model.compact(store, 60)
+        model.save(store, 91, 93, None)
+        survivor = self.open_store(self._kill(store, tmp_path / "store"))
+        model.compare(survivor.load(), "a compaction that returned survives a kill")
+        survivor.close()
+
+    def test_store_keeps_a_batch_when_it_reaches_beyond_the_snapshot(self, tmp_path: Path) -> None:
+        """A batch is one record: the half of it that is still needed keeps all of it."""
+        store = self.open_store(tmp_path / "store")
+        model = _Model()
+        for first, last in ((1, 4), (5, 9), (10, 10)):
+            model.save(store, first, last, None)
+        for index in (4, 6):
+            model.compact(store, index)
+            model.compare(store.load(), f"a snapshot at {index} leaves the entries above it")
+        store.close()
+
+    def test_store_brings_nothing_back_when_replaced_entries_are_compacted(self, tmp_path: Path) -> None:
+        """A batch that replaced the end of an older one may not go before it: the older end would be back."""
+        store = self.open_store(tmp_path / "store")
+        model = _Model()
+        for first, last in ((1, 10), (5, 7)):
+            model.save(store, first, last, None)
+        model.compact(store, 7)
+        model.compare(store.load(), "entries that were replaced stay replaced")
+        model.save(store, 8, 12, (3, 1, 7))
+        model.compact(store, 9)
+        model.compare(store.load(), "entries that were replaced stay replaced in a later compaction")
+        store.close()
+
+    def test_store_goes_on_when_its_whole_log_is_compacted(self, tmp_path: Path) -> None:
+        """The log is empty then, not lost: the next batch follows the snapshot."""
+        folder = tmp_path / "store"
+        store = self.open_store(folder)
+        model = _Model()
+        model.save(store, 1, 5, (2, 1, 5))
+        model.compact(store, 5)
+        model.compare(store.load(), "the whole log is compacted")
+        store.close()
+        store = self.open_store(folder)
+        model.save(store, 6, 6, (2, 1, 6))
+        model.compare(store.load(), "a batch follows the snapshot")
+        store.close()
+
+    def test_store_holds_nothing_older_when_a_snapshot_is_saved(self, tmp_path: Path) -> None:
+        """A snapshot of the leader's replaces every batch and the older snapshot, however far they reached."""
+        folder = tmp_path / "store"
+        store = self.open_store(folder)
+        model = _Model()
+        model.save(store, 1, 40, (4, 2, 3))
+        model.compact(store, 3)
+        model.replace(store, 20, None)
+        expect_equal(store.load().batches, (), "a snapshot that is saved leaves no batch")
+        model.compare(store.load(), "term and vote stay as they were")
+        model.replace(store, 50, (5, 0, 50), last=52)
+        survivor = self.open_store(self._kill(store, folder))
+        model.compare(survivor.load(), "snapshot, hard state and the batch behind it come together")
+        survivor.close()
+
+    def test_store_keeps_its_snapshot_when_an_older_one_comes_late(self, tmp_path: Path) -> None:
+        """A member was still writing its own when the leader's overtook it."""
+        store = self.open_store(tmp_path / "store")
+        model = _Model()
+        model.save(store, 1, 9, None)
+        model.replace(store, 30, None)
+        store.compact(StoredSnapshot(index=7, term=1, data=b"late"))
+        model.compare(store.load(), "an older snapshot changes nothing")
+        store.close()
+
+    def test_store_stays_small_when_it_is_compacted_again_and_again(self, tmp_path: Path) -> None:
+        """What a snapshot stands for gives its room back: the store does not grow with the life of the cluster."""
+        folder = tmp_path / "store"
+        store = self.open_store(folder)
+        sizes: list[int] = []
+        for start in range(1, 6001, 300):
+            for index in range(start, start + 300):
+                store.save(first=index, last=index, entries=b"%08d" % index * 250, hard_state=(1, 1, index))
+            store.compact(StoredSnapshot(index=start + 290, term=1, data=b"s" * 5000))
+            sizes.append(self.stored_bytes(folder))
+        bound = 2 * max(sizes[:5])
+        expect(max(sizes) <= bound, f"a store under a steady load stays below {bound} bytes: it took {sizes}")
         store.close()
 
     # -- what a store does when the world is bad ---------------------------------------------------------------------
@@ -155,9 +245,9 @@ class LogStoreConformance:
         """Entries and hard state stand or fall together, and an unfinished save does not count as damage."""
         folder = tmp_path / "store"
         store = self.open_store(folder)
-        store.save(first=1, entries=b"before" * 100, hard_state=(1, 1, 0))
+        store.save(first=1, last=8, entries=b"before" * 100, hard_state=(1, 1, 0))
         before, old = self.image(store, folder), store.load()
-        store.save(first=9, entries=b"after" * 1000, hard_state=(2, 3, 1))
+        store.save(first=9, last=12, entries=b"after" * 1000, hard_state=(2, 3, 1))
         after = self.image(store, folder)
         store.close()
         new = StoredLog(term=2, vote=3, commit=1, batches=(*old.batches, b"after" * 1000))
@@ -167,17 +257,49 @@ class LogStoreConformance:
             survivor.close()
             expect(found in (old, new), "a save that a power cut tore is there as a whole, or not at all")
 
+    def test_store_has_all_of_a_snapshot_or_nothing_when_the_power_goes_in_its_middle(self, tmp_path: Path) -> None:
+        """Neither a snapshot beside the old log nor the new log without it."""
+        folder = tmp_path / "store"
+        store = self.open_store(folder)
+        store.save(first=1, last=8, entries=b"before" * 100, hard_state=(1, 1, 0))
+        before, old = self.image(store, folder), store.load()
+        snapshot = StoredSnapshot(index=20, term=2, data=b"snapshot" * 2000)
+        store.save(first=21, last=22, entries=b"after" * 1000, hard_state=(2, 3, 20), snapshot=snapshot)
+        after, new = self.image(store, folder), store.load()
+        store.close()
+        expect(new.snapshot == snapshot and len(new.batches) == 1, "a saved snapshot replaces the log")
+        for torn in self.torn(before, after):
+            survivor = self.open_store(torn)
+            found = survivor.load()
+            survivor.close()
+            expect(found in (old, new), "a snapshot that a power cut tore is there as a whole, or not at all")
+
     def test_store_names_the_damage_when_a_bit_of_a_batch_has_flipped(self, tmp_path: Path) -> None:
         """LogCorrupt with the path of the file: nothing that changed by itself is handed out."""
         folder = tmp_path / "store"
         store = self.open_store(folder)
-        store.save(first=1, entries=b"x" * 50 + _MARKER, hard_state=(1, 1, 0))
-        store.save(first=2, entries=b"y" * 50, hard_state=None)
+        store.save(first=1, last=1, entries=b"x" * 50 + _MARKER, hard_state=(1, 1, 0))
+        store.save(first=2, last=3, entries=b"y" * 50, hard_state=None)
         store.close()
-        expect(self.damage(folder, _MARKER) > 0, "the batch was not found on the disk: override damage()")
+        self._expect_damage_found(folder)
+
+    def test_store_names_the_damage_when_a_bit_of_the_snapshot_has_flipped(self, tmp_path: Path) -> None:
+        """Its record is under a checksum like any other."""
+        folder = tmp_path / "store"
+        store = self.open_store(folder)
+        store.save(first=1, last=3, entries=b"x" * 50, hard_state=(1, 1, 3))
+        store.compact(StoredSnapshot(index=2, term=1, data=b"s" * 50 + _MARKER))
+        store.close()
+        self._expect_damage_found(folder)
+
+    def _expect_damage_found(self, folder: Path) -> None:
+        expect(self.damage(folder, _MARKER) > 0, "the record was not found on the disk: override damage()")
         try:
             store = self.open_store(folder)
-            store.load()
+            try:
+                store.load()
+            finally:
+                store.close()
         except LogCorrupt as error:
             expect(bool(error.path), "LogCorrupt names the file")
         else:
@@ -186,21 +308,21 @@ class LogStoreConformance:
     def test_store_takes_no_further_save_when_a_sync_has_failed(self, tmp_path: Path) -> None:
         """After a failed fsync nobody knows what is on the disk: the store must not seem to go on (R2)."""
         store = self.open_store(tmp_path / "store")
-        store.save(first=1, entries=b"kept", hard_state=(1, 1, 0))
+        store.save(first=1, last=1, entries=b"kept", hard_state=(1, 1, 0))
         self.fail_next_sync(store)
         with expect_raises(SyncFailed, "a save that was not synced raises SyncFailed"):
-            store.save(first=2, entries=b"lost", hard_state=(2, 2, 1))
+            store.save(first=2, last=2, entries=b"lost", hard_state=(2, 2, 1))
         with expect_raises(StorageError, "after SyncFailed no save succeeds again"):
-            store.save(first=2, entries=b"later", hard_state=(3, 3, 1))
+            store.save(first=2, last=2, entries=b"later", hard_state=(3, 3, 1))
 
     def test_store_keeps_earlier_saves_when_a_sync_has_failed(self, tmp_path: Path) -> None:
         """Opened again, it holds all that was acknowledged, and of the failed save all or nothing."""
         folder = tmp_path / "store"
         store = self.open_store(folder)
-        store.save(first=1, entries=b"kept", hard_state=(1, 1, 0))
+        store.save(first=1, last=1, entries=b"kept", hard_state=(1, 1, 0))
         self.fail_next_sync(store)
         with expect_raises(SyncFailed, "a save that was not synced raises SyncFailed"):
-            store.save(first=2, entries=b"perhaps", hard_state=(2, 2, 1))
+            store.save(first=2, last=2, entries=b"perhaps", hard_state=(2, 2, 1))
         survivor = self.open_store(self._kill(store, folder))
         found = survivor.load()
         survivor.close()
@@ -209,11 +331,89 @@ class LogStoreConformance:
         expect(found in (without, whole), "a failed save is there as a whole, or not at all")
 
 
+class _Model:
+    """What a store should come to: each entry by its index, as the batch that it was saved with last."""
+
+    def __init__(self) -> None:
+        self.hard_state = (0, 0, 0)
+        self.snapshot: StoredSnapshot | None = None
+        self.log: dict[int, bytes] = {}
+        self.spans: dict[bytes, tuple[int, int]] = {}
+
+    @property
+    def end(self) -> int:
+        return max(self.log, default=self.snapshot.index if self.snapshot is not None else 0)
+
+    def save(self, store: LogStore, first: int, last: int, hard_state: tuple[int, int, int] | None) -> None:
+        batch = self._batch(first, last)
+        store.save(first=first, last=last, entries=batch, hard_state=hard_state)
+        self._append(batch)
+        self.hard_state = hard_state or self.hard_state
+
+    def compact(self, store: LogStore, index: int) -> None:
+        snapshot = StoredSnapshot(index=index, term=1 + index // 7, data=b"own %d" % index)
+        store.compact(snapshot)
+        self.snapshot = snapshot
+        self.log = {place: batch for place, batch in self.log.items() if place > index}
+
+    def replace(
+        self, store: LogStore, index: int, hard_state: tuple[int, int, int] | None, *, last: int | None = None
+    ) -> None:
+        """A snapshot of the leader's, with a batch behind it up to ``last``."""
+        snapshot = StoredSnapshot(index=index, term=1 + index // 7, data=b"the leader's %d" % index)
+        first, last, batch = (0, 0, b"") if last is None else (index + 1, last, self._batch(index + 1, last))
+        store.save(first=first, last=last, entries=batch, hard_state=hard_state, snapshot=snapshot)
+        self.snapshot, self.log = snapshot, {}
+        self.hard_state = hard_state or self.hard_state
+        if batch:
+            self._append(batch)
+
+    def step(self, store: LogStore, source: random.Random, step: int) -> None:
+        """One call of any shape that a member could make."""
+        hard_state = source.choice((None, (step + 1, source.randrange(4), step)))
+        base = self.snapshot.index if self.snapshot is not None else 0
+        kind = source.random()
+        if kind < 0.1:
+            self.replace(store, self.end + source.randrange(1, 9), hard_state)
+        elif kind < 0.3 and self.log:
+            self.compact(store, source.randrange(base + 1, self.end + 1))
+        elif kind < 0.4:
+            store.save(first=0, last=0, entries=b"", hard_state=hard_state)
+            self.hard_state = hard_state or self.hard_state
+        else:
+            first = self.end + 1 if source.random() < 0.7 else source.randrange(base + 1, self.end + 2)
+            self.save(store, first, first + source.choice((0, 1, 20)), hard_state)
+
+    def compare(self, loaded: StoredLog, where: str) -> None:
+        """What was loaded replays to the same; what the snapshot stands for may be there or not."""
+        expect_equal((loaded.term, loaded.vote, loaded.commit), self.hard_state, f"{where}: term, vote and commit")
+        expect_equal(loaded.snapshot, self.snapshot, f"{where}: the snapshot")
+        base = loaded.snapshot.index if loaded.snapshot is not None else 0
+        end, log = base, dict[int, bytes]()
+        for batch in loaded.batches:
+            first, last = self.spans[batch]
+            expect(first <= end + 1, f"{where}: no gap between {end} and the batch from {first} on")
+            log = {index: other for index, other in log.items() if index < first}
+            log |= {index: batch for index in range(first, last + 1) if index > base}
+            end = max(base, last)
+        expect_equal(log, self.log, f"{where}: the entries above the snapshot")
+
+    def _batch(self, first: int, last: int) -> bytes:
+        batch = b"batch %d of entries %d to %d " % (len(self.spans), first, last) * (1 + last - first) * 20
+        self.spans[batch] = (first, last)
+        return batch
+
+    def _append(self, batch: bytes) -> None:
+        first, last = self.spans[batch]
+        self.log = {index: other for index, other in self.log.items() if index < first}
+        self.log |= dict.fromkeys(range(first, last + 1), batch)
+
+
 _SEVERAL = StoredLog(term=3, vote=1, commit=4, batches=(b"one", b"two", b"three"))
 
 
 def _save_several(store: LogStore) -> None:
-    store.save(first=1, entries=b"one", hard_state=(1, 2, 0))
-    store.save(first=5, entries=b"two", hard_state=None)
-    store.save(first=3, entries=b"three", hard_state=(2, 0, 4))
-    store.save(first=0, entries=b"", hard_state=(3, 1, 4))
+    store.save(first=1, last=4, entries=b"one", hard_state=(1, 2, 0))
+    store.save(first=5, last=6, entries=b"two", hard_state=None)
+    store.save(first=3, last=7, entries=b"three", hard_state=(2, 0, 4))
+    store.save(first=0, last=0, entries=b"", hard_state=(3, 1, 4))
