@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,8 @@ class Replicas:
         transport = self.nodes[name]._driver._transport
         transport.send = lambda peer, payload: None  # type: ignore[method-assign]
         self.nodes[name]._driver._on_payload = lambda sender, payload: None  # type: ignore[method-assign]
-        transport._on_payload = lambda sender, payload: None
+        acceptor = transport._acceptor
+        acceptor._hooks = dataclasses.replace(acceptor._hooks, on_payload=lambda sender, payload: None)
 
 
 @contextlib.asynccontextmanager

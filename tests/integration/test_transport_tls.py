@@ -17,9 +17,8 @@ from support.member_cluster import Cluster
 from support.virtual_cluster import SETTINGS
 from tenure.config import TlsFiles
 from tenure.core.founding import PROTOCOL_VERSION, Hello
-from tenure.transport import Certificates, TcpTransport, frames, tcp
+from tenure.transport import Certificates, Identity, TcpTransport, TransportHooks, accepting, frames, sockets, tcp
 from tenure.transport.frames import Kind
-from tenure.transport.tcp import Identity
 
 CLUSTER = bytes(range(16))
 IDS = {"a": 1, "b": 2}
@@ -71,11 +70,13 @@ class Peer:
         self.transport = TcpTransport(
             listen="127.0.0.1:0",
             peers=peers or {},
-            identity=lambda: Identity(hello(name), CLUSTER, IDS[name]),
-            admit=lambda other, expected: None if expected in (None, other.name) else f"not {expected}",
-            raft_id_of=IDS.get,
-            on_payload=lambda sender, payload: self.received.append((sender, payload)),
-            on_hello=lambda other: self.believed.append(other.name),
+            hooks=TransportHooks(
+                identity=lambda: Identity(hello(name), CLUSTER, IDS[name]),
+                admit=lambda other, expected: None if expected in (None, other.name) else f"not {expected}",
+                raft_id_of=IDS.get,
+                on_payload=lambda sender, payload: self.received.append((sender, payload)),
+                on_hello=lambda other: self.believed.append(other.name),
+            ),
             certificates=certificates,
             reload_seconds=0.01,
         )
@@ -113,7 +114,7 @@ def test_R3_payloads_arrive_in_order_over_tls_1_3(run: Run, authority: Authority
                 b.transport.send(1, payload)
             await a.until(lambda: len(a.received) == len(payloads))
             assert a.received == [(2, payload) for payload in payloads]
-            stream = b.transport._outgoing[1].get_extra_info("ssl_object")
+            stream = b.transport._outgoing[1].writer.get_extra_info("ssl_object")
             assert stream.version() == "TLSv1.3"
             assert b.transport.problems == {}
 
@@ -127,12 +128,12 @@ def test_frames_to_a_peer_that_does_not_read_are_dropped_over_tls(
 
     async def scenario() -> None:
         async with pair(authority) as (a, b, _):
-            next(iter(a.transport._incoming.values())).transport.pause_reading()
+            a.transport._acceptor._streams[2][1]._transport.pause_reading()
             for _ in range(200):
                 b.transport.send(1, bytes(100_000))
                 await asyncio.sleep(0)
             assert b.transport.dropped_frames > 100
-            assert b.transport._outgoing[1].transport.get_write_buffer_size() < 2 << 20
+            assert b.transport._outgoing[1].writer.transport.get_write_buffer_size() < 2 << 20
 
     run(scenario())
 
@@ -195,7 +196,7 @@ def test_R3_stranger_is_refused_and_counted_and_changes_nothing(run: Run, author
             await a.until(lambda: bool(a.received))
             assert a.received == [(2, b"still here")]
             assert b.transport._outgoing[1] is stream
-            assert a.transport._ungreeted == 0
+            assert not a.transport._acceptor._ungreeted
 
     run(scenario())
 
@@ -260,8 +261,8 @@ def test_silent_connections_are_bounded_in_number_and_time(
     run: Run, authority: Authority, monkeypatch: pytest.MonkeyPatch
 ):
     """Whoever does not finish the handshake of TLS holds a place for the handshake's time, and there are few places."""
-    monkeypatch.setattr(tcp, "UNGREETED_LIMIT", 3)
-    monkeypatch.setattr(tcp, "HANDSHAKE_TIMEOUT_SECONDS", 0.3)
+    monkeypatch.setattr(accepting, "UNGREETED_LIMIT", 3)
+    monkeypatch.setattr(sockets, "HANDSHAKE_TIMEOUT_SECONDS", 0.3)
 
     async def scenario() -> None:
         a = Peer("a", authority.files("a"))
@@ -272,10 +273,10 @@ def test_silent_connections_are_bounded_in_number_and_time(
                 stack.callback(writer.close)
                 silent.append(reader)
             await a.until(lambda: a.transport.refused_connections == 2)
-            assert a.transport._ungreeted == 3
+            assert len(a.transport._acceptor._ungreeted) == 3
             await asyncio.gather(*(reader.read() for reader in silent), return_exceptions=True)
             assert a.transport.refused_connections == 5
-            assert a.transport._ungreeted == 0
+            assert not a.transport._acceptor._ungreeted
 
     run(scenario())
 
@@ -301,7 +302,7 @@ def test_new_certificate_is_used_by_new_connections_and_open_ones_stay(run: Run,
             again = Peer("b", authority.files("b"), {"a": f"127.0.0.1:{port}"})
             async with listening(again):
                 await again.until(lambda: again.transport.connected() == {1})
-                assert serial(again.transport._outgoing[1]) != serial(stream)
+                assert serial(again.transport._outgoing[1].writer) != serial(stream.writer)
 
     run(scenario())
 

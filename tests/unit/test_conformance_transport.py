@@ -12,8 +12,7 @@ from support.services import free_ports
 from support.virtual_cluster import SETTINGS
 from tenure.core.founding import PROTOCOL_VERSION, Hello
 from tenure.testing import Endpoint, MemoryNetwork, MemoryTransport, TransportConformance
-from tenure.transport import TcpTransport, Transport
-from tenure.transport.tcp import Identity
+from tenure.transport import Identity, TcpTransport, Transport, TransportHooks
 
 CLUSTER = bytes(range(16))
 IDS = {"a": 1, "b": 2, "c": 3}
@@ -43,11 +42,12 @@ class TestTcpTransport(TransportConformance):
             transport = TcpTransport(
                 listen=listen,
                 peers=peers,
-                identity=lambda: Identity(hello, CLUSTER, member),
-                admit=lambda other, _: None if other.cluster_id == CLUSTER.hex() else "another cluster",
-                raft_id_of=IDS.get,
-                on_payload=endpoint.taken,
-                on_hello=lambda _: None,
+                hooks=TransportHooks(
+                    identity=lambda: Identity(hello, CLUSTER, member),
+                    admit=lambda other, _: None if other.cluster_id == CLUSTER.hex() else "another cluster",
+                    raft_id_of=IDS.get,
+                    on_payload=endpoint.taken,
+                ),
             )
             try:
                 await transport.start()

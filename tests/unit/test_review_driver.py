@@ -29,8 +29,7 @@ from tenure.node.fencing import FenceAdapter
 from tenure.node.founding import Founding
 from tenure.node.member import Member
 from tenure.storage import DataDirectory
-from tenure.transport import TcpTransport, tcp
-from tenure.transport.tcp import Identity
+from tenure.transport import Identity, TcpTransport, TransportHooks, sockets, tcp
 from tenure.types import Credential
 
 BOUND_SECONDS = 10.0
@@ -325,11 +324,12 @@ def transport_to(address: str) -> TcpTransport:
     return TcpTransport(
         listen="127.0.0.1:0",
         peers={"a": address},
-        identity=lambda: identity,
-        admit=lambda *_: None,
-        raft_id_of={"a": 1, "b": 2}.get,
-        on_payload=lambda *_: None,
-        on_hello=lambda _: None,
+        hooks=TransportHooks(
+            identity=lambda: identity,
+            admit=lambda *_: None,
+            raft_id_of={"a": 1, "b": 2}.get,
+            on_payload=lambda *_: None,
+        ),
     )
 
 
@@ -383,16 +383,16 @@ async def test_member_goes_on_dialling_when_a_name_cannot_be_encoded(monkeypatch
 @pytest.mark.asyncio
 async def test_peer_that_acknowledges_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch):
     """Left to TCP, a cut of a minute would cost up to another minute after its end."""
-    monkeypatch.setattr(tcp, "SILENCE_SECONDS_MAX", 1)
+    monkeypatch.setattr(sockets, "SILENCE_SECONDS_MAX", 1)
     async with deaf_peer() as port:
         transport = transport_to(f"127.0.0.1:{port}")
         await transport.start()
         try:
             await until(lambda: 1 in transport.connected())
-            writer = transport._outgoing[1]
+            stream = transport._outgoing[1]
             for _ in range(8):
                 transport.send(1, bytes(1 << 20))
-            await until(lambda: transport._outgoing.get(1) is not writer)
+            await until(lambda: transport._outgoing.get(1) is not stream)
         finally:
             await transport.close()
 
@@ -404,7 +404,7 @@ async def test_closing_leaves_no_socket_when_a_peer_does_not_read():
         transport = transport_to(f"127.0.0.1:{port}")
         await transport.start()
         await until(lambda: 1 in transport.connected())
-        writer = transport._outgoing[1]
+        writer = transport._outgoing[1].writer
         transport.send(1, bytes(8 << 20))
         await transport.close()
         await until(lambda: writer.get_extra_info("socket").fileno() == -1)

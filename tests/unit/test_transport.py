@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 
 from support.virtual_cluster import SETTINGS
 from tenure.core.founding import PROTOCOL_VERSION, Hello
-from tenure.transport import frames
+from tenure.transport import Identity, TcpTransport, TransportHooks, frames
 from tenure.transport.frames import FRAME_LIMIT, FrameError, Kind
-from tenure.transport.tcp import Identity, TcpTransport
 
 CLUSTER = bytes(range(16))
 IDS = {"a": 1, "b": 2}
@@ -68,12 +67,13 @@ class Peer:
         self.transport = TcpTransport(
             listen=listen,
             peers=peers,
-            identity=lambda: Identity(self.hello, CLUSTER, IDS[name]),
-            admit=lambda other, _: None if other.cluster_id == CLUSTER.hex() else "another cluster",
-            raft_id_of=IDS.get,
-            on_payload=lambda sender, payload: self.received.put_nowait((sender, payload)),
-            on_hello=lambda _: None,
-            on_gone=self.gone.append,
+            hooks=TransportHooks(
+                identity=lambda: Identity(self.hello, CLUSTER, IDS[name]),
+                admit=lambda other, _: None if other.cluster_id == CLUSTER.hex() else "another cluster",
+                raft_id_of=IDS.get,
+                on_payload=lambda sender, payload: self.received.put_nowait((sender, payload)),
+                on_gone=self.gone.append,
+            ),
         )
 
 
@@ -171,6 +171,12 @@ async def test_newer_stream_of_a_sender_replaces_the_older():
         del reader
 
 
+def reset(peer: Peer) -> None:
+    """End the streams on which the peer is sent to, as a network would."""
+    for _, stream in peer.transport._acceptor._streams.values():
+        stream.abort()
+
+
 async def until(holds: Callable[[], bool]) -> None:
     async with asyncio.timeout(10):
         while not holds():  # noqa: ASYNC110 - what the other side of a socket does leaves no event here.
@@ -193,8 +199,7 @@ async def test_member_is_not_gone_when_its_connections_are_reset():
     """A reset with the process alive is no suspicion: the dialler connects again, and that is all."""
     async with pair() as (a, b, _):
         for _ in range(3):
-            for writer in a.transport._incoming.values():
-                writer.transport.abort()
+            reset(a)
             await until(lambda: 1 not in b.transport.connected())
             await until(lambda: 1 in b.transport.connected())
         assert b.gone == []
@@ -205,7 +210,6 @@ async def test_member_is_gone_when_another_incarnation_answers():
     """It was restarted so quickly that no connection was refused: its earlier life is over all the same."""
     async with pair() as (a, b, _):
         a.hello = hello("a", incarnation=6)
-        for writer in a.transport._incoming.values():
-            writer.transport.abort()
+        reset(a)
         await until(lambda: b.gone == [1])
         await until(lambda: 1 in b.transport.connected())

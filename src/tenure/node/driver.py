@@ -51,7 +51,7 @@ from tenure.node.engine import build_engine, proposal_dropped
 from tenure.node.fencing import FenceAdapter
 from tenure.node.founding import Founding
 from tenure.storage import DataDirectory
-from tenure.transport import TcpTransport, load_certificates
+from tenure.transport import TcpTransport, TransportHooks, load_certificates
 from tenure.types import Credential, LossReason, State
 
 logger = logging.getLogger("tenure.node")
@@ -228,12 +228,14 @@ class Driver:
         self._transport = TcpTransport(
             listen=config.raft.listen,
             peers={name: peer.raft for name, peer in config.raft.peers.items() if name != config.node.name},
-            identity=self._founding.identity,
-            admit=self._founding.admit,
-            raft_id_of=self._founding.raft_id_of,
-            on_payload=self._on_payload,
-            on_hello=self._founding.on_hello,
-            on_gone=self._on_gone,
+            hooks=TransportHooks(
+                identity=self._founding.identity,
+                admit=self._founding.admit,
+                raft_id_of=self._founding.raft_id_of,
+                on_payload=self._on_payload,
+                on_hello=self._founding.on_hello,
+                on_gone=self._on_gone,
+            ),
             certificates=await loop.run_in_executor(self._disk, load_certificates, config),
         )
         try:

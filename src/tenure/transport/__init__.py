@@ -5,8 +5,19 @@ certificate, and nothing else. It reads no Raft message: payloads are opaque.
 """
 
 from tenure.transport.frames import FRAME_LIMIT, Frame, FrameError
-from tenure.transport.protocol import Transport
+from tenure.transport.protocol import Identity, Transport, TransportFactory, TransportHooks
 from tenure.transport.tcp import TcpTransport
 from tenure.transport.tls import Certificates, load_certificates
 
-__all__ = ["FRAME_LIMIT", "Certificates", "Frame", "FrameError", "TcpTransport", "Transport", "load_certificates"]
+__all__ = [
+    "FRAME_LIMIT",
+    "Certificates",
+    "Frame",
+    "FrameError",
+    "Identity",
+    "TcpTransport",
+    "Transport",
+    "TransportFactory",
+    "TransportHooks",
+    "load_certificates",
+]

@@ -1,12 +1,62 @@
 """The protocol of a transport: what carries payloads between members. It may lose them; it never reorders a stream.
 
-A transport is made with a callback ``on_payload(sender, payload)`` and calls it on the event loop that owns it, with
-the raft id of the member that the stream was greeted by. It reads no payload.
+A transport is made by a :data:`TransportFactory` from the hooks of its member: what it asks of it and what it tells it.
+It reads no payload.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from tenure.transport import frames
+from tenure.transport.frames import NO_CLUSTER, Kind
+
+if TYPE_CHECKING:
+    from tenure.core.founding import Hello, Welcome
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """How this member presents itself now: its hello, and the header of its frames once it is founded."""
+
+    hello: Hello
+    cluster: bytes
+    sender: int
+
+    def frame(self, kind: Kind, payload: bytes) -> bytes:
+        """A frame of this member as it stands now."""
+        return frames.encode_behind(self.head(kind), payload)
+
+    def head(self, kind: Kind) -> bytes:
+        """The head of its frames."""
+        return frames.encode_head(
+            kind, cluster=self.cluster or NO_CLUSTER, sender=self.sender, incarnation=self.hello.incarnation
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransportHooks:
+    """What a transport asks of its member and tells it. Each is called on the event loop that owns the transport."""
+
+    #: How this member presents itself at this moment.
+    identity: Callable[[], Identity]
+    #: Why no payloads are exchanged with who says that hello, or None. The name is the one that was dialled, or None.
+    admit: Callable[[Hello, str | None], str | None]
+    #: The raft id of a member by its name; None for who is no member. It may change its answer at any time, and a
+    #: stream that was opened under another answer is closed.
+    raft_id_of: Callable[[str], int | None]
+    #: A payload came from the member with that raft id. Whatever the payload, the hook does not raise.
+    on_payload: Callable[[int, bytes], None]
+    #: The address of a peer was dialled, and it answered by its own name.
+    on_hello: Callable[[Hello], None] = lambda _: None
+    #: Who belongs to no cluster yet dialled this member.
+    on_applicant: Callable[[Hello], None] = lambda _: None
+    #: The life of a member that this one was connected to is over: its process has ended.
+    on_gone: Callable[[int], None] = lambda _: None
+    #: What an applicant is told with the answer to its hello, if it may join.
+    welcome_for: Callable[[Hello], Welcome | None] = lambda _: None
 
 
 class Transport(Protocol):
@@ -21,6 +71,15 @@ class Transport(Protocol):
         """Begin to listen and to connect, again and again by itself; returns the port or another number of its own.
 
         :class:`OSError` if it cannot listen. A transport that was closed is not started again.
+        """
+        ...
+
+    def set_peers(self, peers: Mapping[str, str]) -> None:
+        """From now on connect to exactly these others (name to HOST:PORT), before or after the start.
+
+        Streams to members that are no longer named end at once, and so does one to an address that changed; all
+        others stay as they are. Without an effect on a closed transport. :class:`ValueError` for what is no address:
+        nothing has changed then.
         """
         ...
 
@@ -39,3 +98,7 @@ class Transport(Protocol):
     async def close(self) -> None:
         """End every stream and task; nothing is delivered afterwards. Idempotent and cancellation-safe."""
         ...
+
+
+#: How a user brings a transport of their own: it is called once, on the event loop that will own the transport.
+TransportFactory = Callable[[TransportHooks], Transport]

@@ -1,0 +1,226 @@
+"""The accepting side: who dials this member, is greeted or refused, and hands in frames until the stream ends (R3).
+
+::
+
+    accepted --TLS--> hello --judged--> admitted: frames of that member and that incarnation only
+                                    --> founding: answered with a hello, and closed
+                                    --> refused: told why, and closed
+
+Whoever has not been admitted holds one of a few places, for a short time, and the place of the one that has held it
+longest is given to the next. So silent strangers neither cost memory nor keep a member out, which needs milliseconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Coroutine
+from typing import Any
+
+import msgspec
+
+from tenure.core.founding import Hello
+from tenure.transport import frames, sockets
+from tenure.transport.frames import FRAME_LIMIT, FrameError, Kind, OtherProtocol
+from tenure.transport.protocol import TransportHooks
+from tenure.transport.receiving import FrameReceiver
+from tenure.transport.tls import Certificates
+
+#: Accepted connections that have not been admitted, at most.
+UNGREETED_LIMIT = 64
+#: After a failed accept (no free descriptor, most likely) the next one waits this long.
+ACCEPT_RETRY_SECONDS = 0.5
+#: What is wrong with the connections of one member, or of all strangers together, is logged at most this often.
+COMPLAINT_SECONDS = 10.0
+_REFUSAL_BYTES_MAX = 4096
+
+logger = logging.getLogger("tenure.transport")
+
+
+class Acceptor:
+    """Takes connections and what arrives on them. One event loop owns it."""
+
+    def __init__(self, hooks: TransportHooks, certificates: Certificates | None) -> None:
+        self._hooks = hooks
+        self._certificates = certificates
+        self._listeners: list[socket.socket] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        #: Those that have not been admitted; the oldest is the first.
+        self._ungreeted: dict[asyncio.Task[None], None] = {}
+        #: By raft id: the name, and the stream that this member's frames are taken from.
+        self._streams: dict[int, tuple[str, FrameReceiver]] = {}
+        self._complained: dict[str, float] = {}
+        #: Accepted connections that ended before this member took frames from them.
+        self.refused_connections = 0
+
+    async def start(self, host: str, port: int) -> int:
+        """Listen; returns the bound port. :class:`OSError` if an address cannot be bound."""
+        self._listeners = await sockets.listen(host, port)
+        for listener in self._listeners:
+            self._begin(self._accept(listener))
+        bound: int = self._listeners[0].getsockname()[1]
+        return bound
+
+    async def close(self) -> None:
+        """Stop listening, end every connection. Cancellation-safe; idempotent."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for listener in self._listeners:
+            listener.close()
+
+    def close_streams_of_strangers(self) -> None:
+        """End the streams of those who are no members any more, or who are members anew under another raft id."""
+        for sender, (name, stream) in self._streams.items():
+            if self._hooks.raft_id_of(name) != sender:
+                stream.abort(FrameError(f"{name} is no member any more"))
+
+    # -- a connection from its accept to its end ---------------------------------------------------------------------
+
+    async def _accept(self, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                connection, _ = await loop.sock_accept(listener)
+            except OSError as error:
+                logger.warning("no connection is accepted for now: %s", error)
+                await asyncio.sleep(ACCEPT_RETRY_SECONDS)
+                continue
+            if len(self._ungreeted) >= UNGREETED_LIMIT:
+                oldest = next(iter(self._ungreeted))
+                self._leave_place(oldest, admitted=False)
+                oldest.cancel()
+            task = self._begin(self._serve(connection))
+            task.add_done_callback(lambda _, connection=connection: connection.close())  # type: ignore[misc]
+            self._ungreeted[task] = None
+            # Accepting a ready connection does not wait: a crowd at the door must not keep all else from running.
+            await asyncio.sleep(0)
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def _leave_place(self, task: asyncio.Task[None] | None, *, admitted: bool) -> None:
+        if task in self._ungreeted:
+            del self._ungreeted[task]
+            self.refused_connections += not admitted
+
+    async def _serve(self, connection: socket.socket) -> None:
+        stream = FrameReceiver(self._greet)
+        admitted = False
+        try:
+            try:
+                async with asyncio.timeout(sockets.HANDSHAKE_TIMEOUT_SECONDS):
+                    await self._take(connection, stream)
+                    admitted = await stream.greeted
+            finally:
+                self._leave_place(asyncio.current_task(), admitted=admitted)
+            error = await stream.ended
+        except (OSError, TimeoutError) as failure:
+            error = failure
+        finally:
+            stream.abort()
+        if error is not None:
+            logger.debug("peer connection ended: %s", str(error) or type(error).__name__)
+
+    async def _take(self, connection: socket.socket, stream: FrameReceiver) -> None:
+        """Have ``stream`` get what the connection brings, behind the handshake of TLS where there are certificates."""
+        # Not start_server: it hides a handshake that fails, and under uvloop no accepted stream can begin TLS later.
+        tls = sockets.tls_options(self._certificates.contexts.server) if self._certificates is not None else {}
+        await asyncio.get_running_loop().connect_accepted_socket(lambda: stream, connection, **tls)
+
+    # -- what arrives ------------------------------------------------------------------------------------------------
+
+    def _greet(self, stream: FrameReceiver, head: bytes, payload: bytes) -> None:
+        """Judge the first frame of a connection, answer it, and take what follows if it is a member's."""
+        if head[0] != Kind.HELLO:
+            raise FrameError("the first frame is no hello")
+        try:
+            hello = frames.decode_hello(payload)
+        except OtherProtocol as error:
+            self._complain(error.name, str(error))
+            self._refuse(stream, str(error))
+            return
+        problem = self._certificate_problem(stream, hello)
+        if problem is not None:
+            self._refuse(stream, problem)
+            return
+        if not hello.cluster_id:
+            self._hooks.on_applicant(hello)
+        own = self._hooks.identity().hello
+        problem = self._hooks.admit(hello, None)
+        sender = self._hooks.raft_id_of(hello.name)
+        if problem is None and sender is not None:
+            self._answer(stream, Kind.HELLO, frames.encode_hello(own))
+            self._admit(stream, sender, hello)
+        elif not own.cluster_id or not hello.cluster_id:
+            welcome = self._hooks.welcome_for(hello) if not hello.cluster_id else None
+            answer = own if welcome is None else msgspec.structs.replace(own, welcome=welcome)
+            self._answer(stream, Kind.HELLO, frames.encode_hello(answer))
+            stream.close()
+        else:
+            self._refuse(stream, problem or f"{hello.name} is not a member of this cluster")
+
+    def _certificate_problem(self, stream: FrameReceiver, hello: Hello) -> str | None:
+        if self._certificates is None:
+            return None
+        return self._certificates.problem_of(stream.certificate(), hello.name)
+
+    def _admit(self, stream: FrameReceiver, sender: int, hello: Hello) -> None:
+        """Take the frames of this stream, and no longer those of an older one of the same member."""
+        name = hello.name
+        older = self._streams.get(sender)
+        self._streams[sender] = (name, stream)
+        stream.ended.add_done_callback(lambda _: self._forget(sender, stream))
+        if older is not None:
+            older[1].abort()
+        # A founded member's cluster does not change while its process lives, nor does the incarnation of a stream.
+        cluster = self._hooks.identity().cluster
+        expected = frames.encode_head(Kind.MESSAGES, cluster=cluster, sender=sender, incarnation=hello.incarnation)
+
+        def take(head: bytes, payload: bytes) -> None:
+            if head != expected:
+                self._complain(name, problem := _problem_of(head, payload))
+                raise FrameError(problem)
+            if self._hooks.raft_id_of(name) != sender:
+                raise FrameError(f"{name} is no member any more")
+            self._hooks.on_payload(sender, payload)
+
+        stream.expect_messages(take, limit=FRAME_LIMIT)
+
+    def _forget(self, sender: int, stream: FrameReceiver) -> None:
+        if self._streams.get(sender, ("", None))[1] is stream:
+            del self._streams[sender]
+
+    # -- answers -----------------------------------------------------------------------------------------------------
+
+    def _refuse(self, stream: FrameReceiver, problem: str) -> None:
+        logger.debug("peer connection refused: %s", problem)
+        self._answer(stream, Kind.REFUSED, problem.encode()[:_REFUSAL_BYTES_MAX])
+        stream.close()
+
+    def _answer(self, stream: FrameReceiver, kind: Kind, payload: bytes) -> None:
+        stream.answer(self._hooks.identity().frame(kind, payload))
+
+    def _complain(self, name: str, problem: str) -> None:
+        """Log what the operator should know of, without letting anybody fill the log with it."""
+        source = name if self._hooks.raft_id_of(name) is not None else ""
+        now = asyncio.get_running_loop().time()
+        if now >= self._complained.get(source, now):
+            self._complained[source] = now + COMPLAINT_SECONDS
+            logger.warning("a connection from %s is closed: %s", source or "no member", problem)
+
+
+def _problem_of(head: bytes, payload: bytes) -> str:
+    """Why a frame is not the one that its stream may bring."""
+    try:
+        frame = frames.decode(head + payload)
+    except FrameError as error:
+        return str(error)
+    if frame.kind is not Kind.MESSAGES:
+        return f"a frame of kind {frame.kind.name} came after the hello"
+    return "a frame of another cluster, sender or incarnation came"
