@@ -30,6 +30,8 @@ const MEMBERS_MAX: usize = 1024;
 
 const BATCH_VERSION: u8 = 1;
 const ENTRY_BYTES_MIN: usize = 8 + 1 + 4;
+/// What a payload with a snapshot starts with.
+const SNAPSHOT_CODE: u8 = MessageType::MsgSnapshot as u8;
 
 /// The bytes are not what this codec writes; the text says what is wrong.
 #[derive(Debug, PartialEq, Eq)]
@@ -68,6 +70,26 @@ pub fn kind_of(name: &str) -> Option<MessageType> {
     KINDS.iter().find(|(_, n)| *n == name).map(|(kind, _)| *kind)
 }
 
+/// What a change of the members is to the caller.
+const CHANGES: [(ConfChangeType, &str); 3] = [
+    (ConfChangeType::AddNode, "add_voter"),
+    (ConfChangeType::AddLearnerNode, "add_learner"),
+    (ConfChangeType::RemoveNode, "remove"),
+];
+
+/// The name of one change of the members.
+pub fn change_name(kind: ConfChangeType) -> &'static str {
+    CHANGES
+        .iter()
+        .find(|(k, _)| *k == kind)
+        .map_or("", |(_, name)| name)
+}
+
+/// The change of the members that a name stands for.
+pub fn change_of(name: &str) -> Option<ConfChangeType> {
+    CHANGES.iter().find(|(_, n)| *n == name).map(|(kind, _)| *kind)
+}
+
 /// What an entry is to the caller: `"command"`, `"empty"` (the first entry of a term) or `"conf_change"`.
 pub fn entry_kind(entry: &Entry) -> &'static str {
     match (entry.get_entry_type(), entry.data.is_empty()) {
@@ -75,6 +97,40 @@ pub fn entry_kind(entry: &Entry) -> &'static str {
         (EntryType::EntryNormal, false) => "command",
         _ => "conf_change",
     }
+}
+
+/// The entry that [`entry_kind`] calls `kind`.
+pub fn entry_of(index: u64, term: u64, kind: &str, data: Bytes) -> Decoded<Entry> {
+    let entry_type = match (kind, data.is_empty()) {
+        ("command", false) | ("empty", true) => EntryType::EntryNormal,
+        ("conf_change", _) => EntryType::EntryConfChangeV2,
+        _ => return Err(Malformed("the kind of an entry does not fit its data")),
+    };
+    if data.len() > COMMAND_BYTES_MAX {
+        return Err(Malformed("the data of an entry is too long"));
+    }
+    Ok(Entry {
+        index,
+        term,
+        entry_type,
+        data,
+        ..Entry::default()
+    })
+}
+
+/// Whether [`decode_batch`] would read these entries back.
+pub fn check_batch(entries: &[Entry]) -> Decoded<()> {
+    let (mut index, mut term) = (entries.first().map_or(1, |entry| entry.index), 1);
+    for entry in entries {
+        if entry.index != index || !(1..NUMBER_MAX).contains(&index) {
+            return Err(Malformed("the indexes do not follow one another from 1 or above"));
+        }
+        if !(term..NUMBER_MAX).contains(&entry.term) {
+            return Err(Malformed("the term of an entry does not fit"));
+        }
+        (index, term) = (index + 1, entry.term);
+    }
+    Ok(())
 }
 
 /// One blob of entries as the log store keeps it; empty for no entries.
@@ -145,12 +201,26 @@ pub fn decode_messages(payload: &[u8]) -> Decoded<Vec<Message>> {
     Ok(messages)
 }
 
-/// All messages for one peer joined in their order, cut where a payload would become longer than `limit`.
+/// The snapshot of a payload that starts with one, which must then be all that is in it.
+pub fn snapshot_in(payload: &[u8]) -> Decoded<Option<Snapshot>> {
+    if payload.first() != Some(&SNAPSHOT_CODE) {
+        return Ok(None);
+    }
+    match decode_messages(payload)?.as_mut_slice() {
+        [message] => Ok(Some(message.take_snapshot())),
+        _ => Err(Malformed("a snapshot does not travel alone")),
+    }
+}
+
+/// All messages for one peer joined in their order, cut where a payload would become longer than `limit`. A snapshot
+/// travels alone: its receiver fetches the content before anything of the payload is stepped.
 pub fn payloads(messages: &[Message], limit: usize) -> Vec<(u64, Vec<u8>)> {
     let mut payloads: Vec<(u64, Vec<u8>)> = Vec::new();
     for message in messages {
+        let alone = message.get_msg_type() == MessageType::MsgSnapshot;
         let last = payloads.iter().rposition(|(to, _)| *to == message.to);
-        let at = last.unwrap_or_else(|| {
+        let open = last.filter(|at| !alone && payloads[*at].1.first() != Some(&SNAPSHOT_CODE));
+        let at = open.unwrap_or_else(|| {
             payloads.push((message.to, Vec::new()));
             payloads.len() - 1
         });
@@ -290,16 +360,19 @@ impl Reader {
         (0..count).map(|_| self.number()).collect()
     }
 
-    fn snapshot(&mut self) -> Decoded<Snapshot> {
+    fn snapshot(&mut self, message_term: u64) -> Decoded<Snapshot> {
         let mut snapshot = Snapshot::default();
         let metadata = snapshot.mut_metadata();
         metadata.index = self.number()?;
         metadata.term = self.number()?;
+        if metadata.index == 0 || !(1..=message_term).contains(&metadata.term) {
+            return Err(Malformed("the index or the term of a snapshot does not fit"));
+        }
         let conf = metadata.mut_conf_state();
         conf.voters = self.members()?;
         conf.learners = self.members()?;
-        if !distinct_members(conf) {
-            return Err(Malformed("a member twice, or with id 0"));
+        if conf.voters.is_empty() || !distinct_members(conf) {
+            return Err(Malformed("no voter, a member twice, or with id 0"));
         }
         let length = self.u32()?;
         snapshot.data = self.data(length)?;
@@ -336,7 +409,7 @@ impl Reader {
                 let terms = message.log_term.max(1)..=message.term;
                 message.set_entries(self.entries(first, terms)?.into());
             }
-            MessageType::MsgSnapshot => message.set_snapshot(self.snapshot()?),
+            MessageType::MsgSnapshot => message.set_snapshot(self.snapshot(message.term)?),
             _ => {}
         }
         Ok(message)

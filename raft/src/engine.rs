@@ -8,13 +8,13 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::sync::MutexExt;
 use pyo3::types::PyBytes;
-use raft::eraftpb::ConfChangeType;
 
 use crate::codec;
 use crate::guard::{caught, EngineError, ProposalDropped};
-use crate::node::Node;
+use crate::node::{Node, Refuse};
 use crate::ready::{role_name, Advanced, Ready};
 use crate::start::{Base, Durable, Limits, Refused};
+use crate::wire::{changes_of, malformed};
 
 /// A node, or the text of the panic that ended it.
 enum State {
@@ -39,10 +39,6 @@ impl From<Refused> for PyErr {
             Refused::Dropped(text) => ProposalDropped::new_err(text),
         }
     }
-}
-
-fn malformed(error: codec::Malformed) -> PyErr {
-    PyValueError::new_err(error.0)
 }
 
 impl Engine {
@@ -168,20 +164,29 @@ impl Engine {
         })
     }
 
-    #[pyo3(signature = (sender, payload, *, refuse_votes))]
+    #[pyo3(signature = (sender, payload, *, refuse_votes, refuse_campaign = false))]
     fn receive(
         &self,
         py: Python<'_>,
         sender: u64,
         payload: &[u8],
         refuse_votes: bool,
+        refuse_campaign: bool,
     ) -> PyResult<(usize, usize)> {
+        let refuse = Refuse {
+            votes: refuse_votes,
+            campaign: refuse_campaign,
+        };
         self.alter(py, |node| {
             let messages = codec::decode_messages(payload).map_err(malformed)?;
             let count = messages.len();
-            let stepped = node.receive(sender, messages, refuse_votes);
+            let stepped = node.receive(sender, messages, refuse);
             Ok((stepped, count - stepped))
         })
+    }
+
+    fn vouch_for(&self, py: Python<'_>, ids: Vec<u64>) -> PyResult<()> {
+        self.alter(py, |node| Ok(node.vouch_for(&ids)?))
     }
 
     fn propose(&self, py: Python<'_>, commands: Vec<Bound<'_, PyBytes>>) -> PyResult<u64> {
@@ -195,14 +200,8 @@ impl Engine {
         py: Python<'_>,
         changes: Vec<(String, u64)>,
         context: &[u8],
-    ) -> PyResult<()> {
-        let changes = changes.into_iter().map(|(kind, id)| match kind.as_str() {
-            "add_voter" => Ok((ConfChangeType::AddNode, id)),
-            "add_learner" => Ok((ConfChangeType::AddLearnerNode, id)),
-            "remove" => Ok((ConfChangeType::RemoveNode, id)),
-            _ => Err(PyValueError::new_err(format!("unknown change {kind:?}"))),
-        });
-        let changes = changes.collect::<PyResult<Vec<_>>>()?;
+    ) -> PyResult<u64> {
+        let changes = changes_of(changes)?;
         self.alter(py, |node| Ok(node.propose_conf_change(&changes, context)?))
     }
 
@@ -238,7 +237,15 @@ impl Engine {
 
     fn report_unreachable(&self, py: Python<'_>, peer: u64) -> PyResult<()> {
         self.alter(py, |node| {
-            node.report_unreachable(peer);
+            node.raw.report_unreachable(peer);
+            Ok(())
+        })
+    }
+
+    #[pyo3(signature = (peer, *, received))]
+    fn report_snapshot(&self, py: Python<'_>, peer: u64, received: bool) -> PyResult<()> {
+        self.alter(py, |node| {
+            node.report_snapshot(peer, received);
             Ok(())
         })
     }
@@ -268,8 +275,9 @@ impl Engine {
         self.alter(py, |node| Ok(node.applied_to(index)?))
     }
 
-    fn compact(&self, py: Python<'_>, index: u64, data: &[u8]) -> PyResult<()> {
-        self.alter(py, |node| Ok(node.compact(index, data)?))
+    #[pyo3(signature = (index, data, *, keep = 0))]
+    fn compact(&self, py: Python<'_>, index: u64, data: &[u8], keep: u64) -> PyResult<()> {
+        self.alter(py, |node| Ok(node.compact(index, data, keep)?))
     }
 
     fn progress(&self, py: Python<'_>) -> PyResult<Vec<(u64, u64, u64, bool)>> {
@@ -324,6 +332,16 @@ impl Engine {
     #[getter]
     fn learners(&self, py: Python<'_>) -> PyResult<Vec<u64>> {
         self.look(py, |node| Ok(node.learners()))
+    }
+
+    #[getter]
+    fn joint(&self, py: Python<'_>) -> PyResult<bool> {
+        self.look(py, |node| Ok(node.is_joint()))
+    }
+
+    #[getter]
+    fn snapshot_wanted(&self, py: Python<'_>) -> PyResult<bool> {
+        self.look(py, |node| Ok(node.snapshot_wanted()))
     }
 
     #[getter]

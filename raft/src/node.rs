@@ -6,7 +6,7 @@
 //! - R12: configuration changes are applied in order before anything after them counts as applied, and a leader
 //!   that is no voter any more steps down there and then, before raft-rs would panic.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 
 use bytes::{Bytes, BytesMut};
 use raft::eraftpb::{ConfChangeType, ConfState, Entry, EntryType, Message, MessageType, Snapshot};
@@ -24,6 +24,15 @@ pub struct Advance {
     pub commit: Option<u64>,
 }
 
+/// What a node does not want to hear at present.
+#[derive(Clone, Copy)]
+pub struct Refuse {
+    /// Requests for a vote, and the order to campaign at once (R6).
+    pub votes: bool,
+    /// The order to campaign at once (R10).
+    pub campaign: bool,
+}
+
 pub struct Node {
     pub raw: RawNode<Image>,
     outstanding: Option<Ready>,
@@ -35,6 +44,8 @@ pub struct Node {
     /// Which configuration holds from which index on; the first is at or below the snapshot.
     configurations: Vec<(u64, ConfState)>,
     granted_votes: usize,
+    /// Senders that are let in although the applied configuration does not name them.
+    vouched: HashSet<u64>,
 }
 
 impl Node {
@@ -63,6 +74,7 @@ impl Node {
             unapplied_changes: VecDeque::new(),
             configurations: vec![configuration],
             granted_votes: 0,
+            vouched: HashSet::new(),
         })
     }
 
@@ -94,7 +106,11 @@ impl Node {
         });
     }
 
+    /// A learner or a removed member does not: raft-rs would let it win, as a leader without a vote, or panic.
     pub fn campaign(&mut self) {
+        if !self.raw.raft.promotable() {
+            return;
+        }
         self.counting_votes(|raw| {
             let _ = raw.campaign();
         });
@@ -115,10 +131,12 @@ impl Node {
     }
 
     /// Step what is let in of `messages`; the number stepped.
-    pub fn receive(&mut self, sender: u64, messages: Vec<Message>, refuse_votes: bool) -> usize {
+    pub fn receive(&mut self, sender: u64, messages: Vec<Message>, refuse: Refuse) -> usize {
+        let alone = messages.len() == 1;
         let mut stepped = 0;
         for message in messages {
-            if !self.admit(sender, &message, refuse_votes) {
+            let whole = alone || message.get_msg_type() != MessageType::MsgSnapshot;
+            if !whole || !self.admit(sender, &message, refuse) || self.is_beyond_log(&message) {
                 continue;
             }
             let answer = self.counting_votes(|raw| raw.step(message));
@@ -127,13 +145,24 @@ impl Node {
         stepped
     }
 
-    /// R3 and R6. A message that fails here never touches raft: a forged term would depose a healthy leader.
-    fn admit(&self, sender: u64, message: &Message, refuse_votes: bool) -> bool {
+    /// Let in, from now on, the frames of exactly these ids although the applied configuration does not name them:
+    /// the caller knows them to be members of this cluster that the own log has not reached yet.
+    pub fn vouch_for(&mut self, ids: &[u64]) -> Answer<()> {
+        if ids.iter().any(|id| !(1..codec::NUMBER_MAX).contains(id)) {
+            return Err(Refused::Value("an id is out of range".to_owned()));
+        }
+        self.vouched = ids.iter().copied().collect();
+        Ok(())
+    }
+
+    /// R3, R6 and R10. A message that fails here never touches raft: a forged term would depose a healthy leader.
+    fn admit(&self, sender: u64, message: &Message, refuse: Refuse) -> bool {
         let raft = &self.raw.raft;
         if message.from != sender || message.to != raft.id || sender == raft.id {
             return false;
         }
-        if message.term == 0 || raft.prs().get(sender).is_none() {
+        let known = raft.prs().get(sender).is_some() || self.vouched.contains(&sender);
+        if message.term == 0 || !known {
             return false;
         }
         match message.get_msg_type() {
@@ -143,13 +172,27 @@ impl Node {
             | MessageType::MsgRequestVoteResponse
             | MessageType::MsgRequestPreVoteResponse => message.context.is_empty(),
             MessageType::MsgHeartbeat | MessageType::MsgHeartbeatResponse => true,
-            MessageType::MsgRequestPreVote | MessageType::MsgTimeoutNow => {
-                !refuse_votes && message.context.is_empty()
-            }
+            MessageType::MsgRequestPreVote => !refuse.votes && message.context.is_empty(),
+            MessageType::MsgTimeoutNow => !refuse.votes && !refuse.campaign && message.context.is_empty(),
             // Only a real vote of a leadership transfer carries this word; it overrides the leader's stickiness.
             MessageType::MsgRequestVote => {
                 let context: &[u8] = &message.context;
-                !refuse_votes && (context.is_empty() || context == raft::CAMPAIGN_TRANSFER)
+                !refuse.votes && (context.is_empty() || context == raft::CAMPAIGN_TRANSFER)
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether a peer speaks of an index of this term that the own log does not reach. It cannot, unless a disk
+    /// forgot what it had acknowledged; raft-rs would panic at the commit index (P10), and believe the
+    /// acknowledgement. Such a peer is not obeyed; R7 finds the disk.
+    fn is_beyond_log(&self, message: &Message) -> bool {
+        let raft = &self.raw.raft;
+        let last = raft.raft_log.last_index();
+        match message.get_msg_type() {
+            MessageType::MsgHeartbeat => message.term >= raft.term && message.commit > last,
+            MessageType::MsgAppendResponse => {
+                message.term == raft.term && !message.reject && message.index > last
             }
             _ => false,
         }
@@ -208,8 +251,8 @@ impl Node {
     }
 
     /// Propose one change of the members. Tried on the current configuration first, so that what cannot be applied
-    /// is never committed.
-    pub fn propose_conf_change(&mut self, changes: &[(ConfChangeType, u64)], context: &[u8]) -> Answer<()> {
+    /// is never committed. The index of its entry.
+    pub fn propose_conf_change(&mut self, changes: &[(ConfChangeType, u64)], context: &[u8]) -> Answer<u64> {
         if changes.is_empty() || changes.iter().any(|(_, id)| !(1..codec::NUMBER_MAX).contains(id)) {
             return Err(Refused::Value(
                 "changes need at least one id, none of them 0".to_owned(),
@@ -233,10 +276,11 @@ impl Node {
         let mut entry = Entry::default();
         entry.set_entry_type(EntryType::EntryConfChangeV2);
         entry.data = data.into();
-        self.step_proposal(vec![entry]).map(|_| ())
+        self.step_proposal(vec![entry])
     }
 
-    fn is_joint(&self) -> bool {
+    /// Whether the applied configuration is joint.
+    pub fn is_joint(&self) -> bool {
         let conf = self.raw.raft.prs().conf().to_conf_state();
         !conf.voters_outgoing.is_empty()
     }
@@ -265,7 +309,7 @@ impl Node {
         self.unapplied_changes.pop_front();
         self.configurations.push((index, conf_state));
         let raft = &mut self.raw.raft;
-        if raft.state == StateRole::Leader && !raft.promotable() {
+        if raft.state != StateRole::Follower && !raft.promotable() {
             let term = raft.term;
             raft.become_follower(term, raft::INVALID_ID);
         }
@@ -302,10 +346,23 @@ impl Node {
         Ok(())
     }
 
-    /// The last messages to `peer` are lost, a snapshot among them: probe again.
-    pub fn report_unreachable(&mut self, peer: u64) {
-        self.raw.report_unreachable(peer);
-        self.raw.report_snapshot(peer, SnapshotStatus::Failure);
+    /// The snapshot that was sent to `peer` has arrived there, or is lost: the log goes on, or it is sent again.
+    pub fn report_snapshot(&mut self, peer: u64, received: bool) {
+        let status = if received {
+            SnapshotStatus::Finish
+        } else {
+            SnapshotStatus::Failure
+        };
+        self.raw.report_snapshot(peer, status);
+    }
+
+    /// Whether a member needs entries that are gone and the snapshot is older than its membership: raft-rs would
+    /// throw such a snapshot away at the other end.
+    pub fn snapshot_wanted(&self) -> bool {
+        let store = self.raw.store();
+        let mut peers = self.raw.raft.prs().iter();
+        self.raw.raft.state == StateRole::Leader
+            && peers.any(|(id, p)| p.next_idx <= store.start() && !store.serves(*id))
     }
 
     /// Take what is to be done. It stays outstanding until [`Node::advance`].
@@ -388,7 +445,7 @@ impl Node {
         Ok(())
     }
 
-    pub fn compact(&mut self, index: u64, data: &[u8]) -> Answer<()> {
+    pub fn compact(&mut self, index: u64, data: &[u8], keep: u64) -> Answer<()> {
         let first = self.raw.store().snapshot_index() + 1;
         let applied = self.raw.raft.raft_log.applied;
         if index < first || index > applied {
@@ -405,7 +462,7 @@ impl Node {
         start::check_base(&conf_state, data.len())?;
         self.configurations.drain(..position);
         let data = Bytes::copy_from_slice(data);
-        self.raw.mut_store().compact(index, conf_state, data);
+        self.raw.mut_store().compact(index, conf_state, data, keep);
         Ok(())
     }
 

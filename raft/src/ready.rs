@@ -9,7 +9,7 @@ use raft::{ReadState, StateRole};
 
 use crate::codec;
 
-type PyIndexed = Option<(u64, u64, Py<PyBytes>)>;
+pub type PyIndexed = Option<(u64, u64, Py<PyBytes>)>;
 
 /// What to make durable, and what may leave before that by rule R1.
 #[pyclass(frozen, module = "tenure_raft")]
@@ -126,7 +126,7 @@ fn py_read_states(py: Python<'_>, states: &[ReadState]) -> PyResult<Py<PyList>> 
     )
 }
 
-fn py_snapshot(py: Python<'_>, snapshot: &Snapshot) -> PyIndexed {
+pub fn py_snapshot(py: Python<'_>, snapshot: &Snapshot) -> PyIndexed {
     let metadata = snapshot.get_metadata();
     (metadata.index > 0).then(|| {
         let data = PyBytes::new(py, &snapshot.data).unbind();

@@ -131,6 +131,39 @@ fn snapshots_are_refused_when_a_member_is_in_them_twice() {
 }
 
 #[test]
+fn snapshots_are_refused_when_their_place_or_their_members_do_not_fit() {
+    for (index, term, voters) in [(0, 4, vec![1]), (9, 0, vec![1]), (9, 6, vec![1]), (9, 4, vec![])] {
+        let mut message = snapshot();
+        let metadata = message.mut_snapshot().mut_metadata();
+        (metadata.index, metadata.term) = (index, term);
+        metadata.mut_conf_state().voters = voters;
+        assert!(codec::decode_messages(&encoded(&[message])).is_err());
+    }
+}
+
+#[test]
+fn snapshots_travel_alone_when_there_are_other_messages() {
+    let mut heartbeat = plain(MessageType::MsgHeartbeat);
+    heartbeat.to = 3;
+    let messages = [
+        heartbeat.clone(),
+        snapshot(),
+        heartbeat.clone(),
+        heartbeat.clone(),
+    ];
+    let payloads = codec::payloads(&messages, codec::PAYLOAD_BYTES_MAX);
+    let read: Vec<_> = payloads
+        .iter()
+        .map(|(_, bytes)| codec::decode_messages(bytes).expect("well-formed").len())
+        .collect();
+    assert_eq!(read, [1, 1, 2]);
+    let found = payloads.iter().map(|(_, bytes)| codec::snapshot_in(bytes));
+    let found: Vec<_> = found.map(|found| found.expect("alone").is_some()).collect();
+    assert_eq!(found, [false, true, false]);
+    assert!(codec::snapshot_in(&encoded(&[snapshot(), heartbeat])).is_err());
+}
+
+#[test]
 fn batches_are_read_back_when_they_were_written() {
     let entries = append().entries.to_vec();
     let blob = codec::encode_batch(&entries);

@@ -6,7 +6,7 @@ import dataclasses
 from collections import deque
 from typing import Any
 
-from tenure_raft import Advanced, Engine, Ready
+from tenure_raft import Advanced, Engine, Ready, decode_batch, message_kinds
 
 ELECTION_TICK = 10
 HEARTBEAT_TICK = 2
@@ -56,10 +56,12 @@ class Member:
         self.raft_id = raft_id
         self.disk = Disk(voters=voters, learners=learners)
         self.settings = settings
+        self.vouched: list[int] = []
         self.restart()
 
     def restart(self) -> None:
         self.engine = self.disk.open(self.raft_id, **self.settings)
+        self.engine.vouch_for(self.vouched)
         self.commands: list[bytes] = []
         self.read_states: list[tuple[int, bytes]] = []
 
@@ -71,6 +73,20 @@ class Member:
         advanced = self.engine.advance(ready)
         self.apply(advanced)
         return [*ready.messages, *advanced.messages]
+
+    def compact(self, data: bytes, *, keep: int = 0) -> int:
+        """Let ``data`` stand for all that is applied, on disk too; the index."""
+        index, term = self.engine.applied, self.term_at(self.engine.applied)
+        self.engine.compact(index, data, keep=keep)
+        self.disk.snapshot = (index, term, data)
+        self.disk.voters, self.disk.learners = self.engine.voters, self.engine.learners
+        return index
+
+    def term_at(self, index: int) -> int:
+        """The term of a durable entry, or of the snapshot."""
+        snapshot = [self.disk.snapshot[:2]] if self.disk.snapshot else []
+        stored = [entry[:2] for blob in self.disk.batches for entry in decode_batch(blob)]
+        return dict([*snapshot, *stored])[index]
 
     def apply(self, advanced: Advanced) -> None:
         for _, _, kind, data in advanced.committed:
@@ -93,6 +109,37 @@ class Cluster:
 
     def __getitem__(self, raft_id: int) -> Engine:
         return self.members[raft_id].engine
+
+    def add(self, raft_id: int, voters: list[int], learners: list[int] | None = None) -> Engine:
+        """Start a member with an empty disk that knows the founders only. All vouch for one another from now on."""
+        self.members[raft_id] = Member(raft_id, voters, learners or [])
+        self.vouch()
+        return self[raft_id]
+
+    def vouch(self) -> None:
+        for member in self.members.values():
+            member.vouched = [*self.members]
+            member.engine.vouch_for(member.vouched)
+
+    def change(self, *changes: tuple[Any, int]) -> None:
+        """Let the leader change the members, and wait until that is done everywhere."""
+        [leader] = self.leaders()
+        self[leader].propose_conf_change(changes)
+        self.settle()
+        self.tick(4)
+
+    def next_frame(self, kind: str) -> tuple[int, int, bytes]:
+        """Go on until a frame of that kind is sent, and take it out of the flight."""
+        for _ in range(40):
+            for member in self.members.values():
+                member.engine.tick()
+            while self.turn() or self.flying:
+                for frame in self.flying:
+                    if message_kinds(frame[2])[0][0] == kind and frame[:2] not in self.cut:
+                        self.flying.remove(frame)
+                        return frame
+                self.deliver()
+        raise AssertionError(f"no {kind} was sent")
 
     def isolate(self, raft_id: int) -> None:
         for other in self.members:

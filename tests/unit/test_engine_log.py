@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from engine_cluster import Cluster
-from tenure_raft import Engine, ProposalDropped, decode_batch, message_kinds
+from tenure_raft import Engine, ProposalDropped, decode_batch, encode_batch
 
 #: What a new single voter is made from.
 ARGUMENTS: dict[str, Any] = {
@@ -245,31 +245,34 @@ def test_engine_sends_a_snapshot_when_a_member_needs_what_was_compacted() -> Non
     assert cluster.elect(3).term == 2
 
 
-def test_engine_sends_a_snapshot_again_when_it_was_lost_and_reported() -> None:
-    cluster = Cluster([1, 2, 3])
-    leader = cluster.elect(1)
-    cluster.isolate(3)
-    leader.propose([b"a"])
+def test_encode_batch_writes_what_decode_batch_reads() -> None:
+    entries = [(3, 1, "empty", b""), (4, 1, "command", b"a"), (5, 2, "conf_change", b"")]
+    blob = encode_batch(entries)
+    assert decode_batch(blob) == entries
+    cluster = Cluster([1])
+    cluster.elect(1).propose([b"a", b"b"])
     cluster.settle()
-    leader.compact(2, b"a")
-    cluster.heal()
-    _lose_the_snapshot(cluster)
-    cluster.tick(8)
-    assert cluster.members[3].disk.snapshot is None
-    leader.report_unreachable(3)
-    cluster.tick(4)
-    assert cluster.members[3].disk.snapshot == (2, 1, b"a")
+    for stored in cluster.members[1].disk.batches:
+        assert encode_batch(decode_batch(stored)) == stored
+    assert encode_batch([]) == b""
 
 
-def _lose_the_snapshot(cluster: Cluster) -> None:
-    for _ in range(10):
-        cluster[1].tick()
-        while cluster.turn() or cluster.flying:
-            lost = [frame for frame in cluster.flying if message_kinds(frame[2])[0][0] == "snapshot"]
-            for frame in lost:
-                cluster.flying.remove(frame)
-            cluster.deliver()
-            if lost:
-                cluster.settle()
-                return
-    raise AssertionError("no snapshot was sent")
+@pytest.mark.parametrize(
+    ("entries", "text"),
+    [
+        ([(0, 1, "command", b"a")], "indexes do not follow"),
+        ([(1, 1, "command", b"a"), (3, 1, "command", b"a")], "indexes do not follow"),
+        ([(1 << 62, 1, "command", b"a")], "indexes do not follow"),
+        ([(1, 0, "command", b"a")], "the term of an entry"),
+        ([(1, 2, "command", b"a"), (2, 1, "command", b"a")], "the term of an entry"),
+        ([(1, 1, "command", b"")], "does not fit its data"),
+        ([(1, 1, "empty", b"a")], "does not fit its data"),
+        ([(1, 1, "snapshot", b"a")], "does not fit its data"),
+        ([(1, 1, "command", bytes((1 << 20) + 1))], "too long"),
+    ],
+)
+def test_encode_batch_refuses_entries_when_they_could_not_be_read_back(
+    entries: list[tuple[int, int, Any, bytes]], text: str
+) -> None:
+    with pytest.raises(ValueError, match=text):
+        encode_batch(entries)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 from engine_cluster import Cluster, Member
-from tenure_raft import Engine, EngineError, ProposalDropped, Ready, encode_message, message_kinds
+from tenure_raft import Engine, EngineError, ProposalDropped, Ready, encode_batch, encode_message, message_kinds
 
 CALLS: dict[str, Callable[[Engine], object]] = {
     "tick": lambda engine: engine.tick(),
@@ -22,6 +22,8 @@ CALLS: dict[str, Callable[[Engine], object]] = {
     "become_follower": lambda engine: engine.become_follower(),
     "campaign": lambda engine: engine.campaign(),
     "report_unreachable": lambda engine: engine.report_unreachable(2),
+    "report_snapshot": lambda engine: engine.report_snapshot(2, received=True),
+    "vouch_for": lambda engine: engine.vouch_for([2]),
     "set_randomized_election_timeout": lambda engine: engine.set_randomized_election_timeout(12),
     "has_ready": lambda engine: engine.has_ready(),
     "ready": lambda engine: engine.ready(),
@@ -50,17 +52,20 @@ def test_R2_call_is_refused_when_a_ready_is_outstanding(call: str) -> None:
 
 
 def test_R2_engine_is_unusable_when_raft_has_panicked(capfd: pytest.CaptureFixture[str]) -> None:
-    """P10: a member whose disk was wiped hears of a commit index that its log does not reach."""
-    engine = Cluster([1, 2, 3])[1]
-    heartbeat = encode_message("heartbeat", sender=2, to=1, term=1, commit=99)
-    with pytest.raises(EngineError, match="to_commit 99 is out of range") as failure:
-        engine.receive(2, heartbeat, refuse_votes=False)
+    """A log that contradicts its own configuration: it leaves a joint one that it never entered."""
+    member = Member(1, [1, 2, 3], [])
+    member.disk.term = member.disk.commit = 1
+    member.disk.batches = [encode_batch([(1, 1, "conf_change", b"")])]
+    member.restart()
+    engine = member.engine
+    with pytest.raises(EngineError, match=r"configuration change of index 1: .*can't leave a non-joint") as failure:
+        member.turn()
     assert not isinstance(failure.value, ProposalDropped)
     assert engine.poisoned
     for call in CALLS.values():
-        with pytest.raises(EngineError, match="unusable since: to_commit 99"):
+        with pytest.raises(EngineError, match="unusable since: configuration change of index 1"):
             call(engine)
-    for name in ("term", "vote", "commit", "applied", "last_index", "leader_id", "role", "voters"):
+    for name in ("term", "vote", "commit", "applied", "last_index", "leader_id", "role", "voters", "joint"):
         with pytest.raises(EngineError, match="unusable since"):
             getattr(engine, name)
     assert engine.raft_id == 1

@@ -13,8 +13,12 @@ from tenure_raft._engine import (
     ProposalDropped,
     Ready,
     decode_batch,
+    decode_conf_change,
+    encode_batch,
+    encode_conf_change,
     encode_message,
     message_kinds,
+    snapshot_in,
 )
 
 __all__ = [
@@ -24,6 +28,10 @@ __all__ = [
     "ProposalDropped",
     "Ready",
     "decode_batch",
+    "decode_conf_change",
+    "encode_batch",
+    "encode_conf_change",
     "encode_message",
     "message_kinds",
+    "snapshot_in",
 ]

@@ -10,8 +10,12 @@ __all__ = [
     "ProposalDropped",
     "Ready",
     "decode_batch",
+    "decode_conf_change",
+    "encode_batch",
+    "encode_conf_change",
     "encode_message",
     "message_kinds",
+    "snapshot_in",
 ]
 
 _Role = Literal["leader", "follower", "candidate", "pre_candidate"]
@@ -88,15 +92,34 @@ class Engine:
     def set_randomized_election_timeout(self, ticks: int) -> None:
         """Replace what raft-rs drew at the last change of role: ``election_tick <= ticks < 2 * election_tick``."""
 
-    def receive(self, sender: int, payload: bytes, *, refuse_votes: bool) -> tuple[int, int]:
+    def receive(
+        self, sender: int, payload: bytes, *, refuse_votes: bool, refuse_campaign: bool = False
+    ) -> tuple[int, int]:
         """Step the messages that ``sender`` sent; how many were stepped and how many dropped.
 
         Dropped without touching anything (R3): messages of another sender or for another node, of term 0, of a
-        sender that is no member, of a type that does not travel between nodes; with ``refuse_votes`` also requests
-        for a vote and the order to campaign at once (R6).
+        sender that is neither a member nor vouched for, of a type that does not travel between nodes, a snapshot
+        that does not travel alone, and a commit index or an acknowledgement beyond the end of the own log (P10: one
+        of the two disks has forgotten something). With ``refuse_votes`` also requests for a vote and the order to
+        campaign at once (R6), with ``refuse_campaign`` that order alone (R10).
+
+        A snapshot that was stepped is in the next :class:`Ready` only if this node needs it: one of an index that
+        the own log holds with the same term commits up to there and leaves the log as it is.
 
         Raises:
             ValueError: the payload is malformed; nothing of it was stepped.
+        """
+
+    def vouch_for(self, ids: Sequence[int]) -> None:
+        """Let in the frames of ``ids``, and of nobody else, although the applied configuration does not name them.
+
+        Each call replaces the set. It is for members that the own log has not reached yet: whoever brings a new
+        member up to date, and the new member itself. The caller has made sure that they belong to this cluster.
+        A response of theirs is dropped nevertheless as long as the applied configuration does not name them, so
+        none of them votes for or acknowledges anything here.
+
+        Raises:
+            ValueError: an id is 0 or out of range.
         """
 
     def propose(self, commands: Sequence[bytes]) -> int:
@@ -107,8 +130,11 @@ class Engine:
             ValueError: no command, or one of a wrong size.
         """
 
-    def propose_conf_change(self, changes: Sequence[tuple[_ChangeKind, int]], context: bytes = b"") -> None:
-        """Propose a change of the members; several at once pass through a joint configuration by themselves.
+    def propose_conf_change(self, changes: Sequence[tuple[str, int]], context: bytes = b"") -> int:
+        """Propose a change of the members; the index of its entry.
+
+        Several at once pass through a joint configuration, and leave it by themselves once that is applied here or
+        at a later leader. ``add_voter`` promotes a learner, ``add_learner`` demotes a voter, the leader included.
 
         Raises:
             ProposalDropped: as for :meth:`propose`, or another change is under way.
@@ -119,7 +145,7 @@ class Engine:
         """Apply the next configuration change that ``advance`` handed out; the voters and learners since (R12).
 
         ``data`` is as handed out; order is checked. The voters are those of both halves of a joint configuration.
-        A leader that is no voter any more becomes a follower.
+        A leader or candidate that is no voter any more becomes a follower.
         """
 
     def read_index(self, context: bytes) -> None:
@@ -136,10 +162,17 @@ class Engine:
         """Step down, or forget the leader, at the current term. ``leader`` names another member to follow."""
 
     def campaign(self) -> None:
-        """Ask for votes now, by pre-vote; ignored by a leader and while a configuration change is unapplied."""
+        """Ask for votes now, by pre-vote; ignored by a leader, by no voter, and while a change is unapplied."""
 
     def report_unreachable(self, peer: int) -> None:
-        """Tell that the last messages to ``peer`` are lost, a snapshot among them."""
+        """Tell that the last messages to ``peer`` are lost; a snapshot on its way is reported on its own."""
+
+    def report_snapshot(self, peer: int, *, received: bool) -> None:
+        """Tell what became of the snapshot that was sent to ``peer``; ignored if none is on its way.
+
+        Until then, or until ``peer`` acknowledges an index at or above the snapshot's, nothing is sent to it but
+        heartbeats. A lost one is sent again after the next heartbeat.
+        """
 
     def has_ready(self) -> bool:
         """Whether :meth:`ready` would hand out anything."""
@@ -157,8 +190,11 @@ class Engine:
     def applied_to(self, index: int) -> None:
         """Tell that the committed entries up to ``index`` are applied, configuration changes included."""
 
-    def compact(self, index: int, data: bytes) -> None:
+    def compact(self, index: int, data: bytes, *, keep: int = 0) -> None:
         """Let ``data`` (at most 3 MiB) stand for everything up to the applied ``index``, and drop those entries.
+
+        The last ``keep`` of them stay in memory for members that lag a little; entries that an earlier call dropped
+        do not come back. A snapshot that is handed out from now on is that of ``index``. Costs what is dropped.
 
         Raises:
             ValueError: ``index`` is not applied or already compacted, or the configuration there is joint.
@@ -191,6 +227,18 @@ class Engine:
     def voters(self) -> list[int]: ...
     @property
     def learners(self) -> list[int]: ...
+    @property
+    def joint(self) -> bool:
+        """Whether the applied configuration is joint: no snapshot can be taken there, and no change proposed."""
+
+    @property
+    def snapshot_wanted(self) -> bool:
+        """Whether this leader has a member that only a newer snapshot can serve.
+
+        Such a member needs entries that are compacted, and joined after the snapshot, which it would throw away for
+        not naming it. :meth:`compact` at an index at or after its joining ends that.
+        """
+
     @property
     def granted_votes(self) -> int:
         """Votes of this term for this node, its own included; 0 unless it is a candidate or leads."""
@@ -235,7 +283,10 @@ class Ready:
 
     @property
     def snapshot(self) -> tuple[int, int, bytes] | None:
-        """Index, term and data that replace the whole stored log; the members are then those of the engine."""
+        """Index, term and data that replace the whole stored log; the members are then those of the engine.
+
+        ``entries`` of the same Ready follow it.
+        """
 
     @property
     def messages(self) -> list[tuple[int, bytes]]:
@@ -267,6 +318,34 @@ class Advanced:
 
 def decode_batch(blob: bytes) -> list[tuple[int, int, _EntryKind, bytes]]:
     """The entries of a stored blob: index, term, kind, data. ``ValueError`` if it is malformed."""
+
+def encode_batch(entries: Sequence[tuple[int, int, str, bytes]]) -> bytes:
+    """A blob that :func:`decode_batch` reads back; ``b""`` for no entries.
+
+    Raises:
+        ValueError: the indexes do not follow one another from 1 or above, a term falls, or data does not fit its kind.
+    """
+
+def decode_conf_change(data: bytes) -> tuple[list[tuple[_ChangeKind, int]], bytes]:
+    """What a ``conf_change`` entry holds: the changes and the context. No change at all leaves a joint configuration.
+
+    Raises:
+        ValueError: it is malformed.
+    """
+
+def encode_conf_change(changes: Sequence[tuple[str, int]], context: bytes = b"") -> bytes:
+    """The data of an entry that :func:`decode_conf_change` reads back.
+
+    Raises:
+        ValueError: an unknown change, an id out of range, or a context that is too long.
+    """
+
+def snapshot_in(payload: bytes) -> tuple[int, int, bytes] | None:
+    """Index, term and data of the snapshot that ``payload`` carries; ``None`` for any other payload, at no cost.
+
+    Raises:
+        ValueError: the payload starts with a snapshot and is malformed, or holds anything else.
+    """
 
 def message_kinds(payload: bytes) -> list[tuple[str, int, int, int]]:
     """The messages of a payload: kind, sender, receiver, term. ``ValueError`` if it is malformed."""
