@@ -31,6 +31,7 @@ from tenure.storage.sqlite_file import (
     put_snapshot,
     read_meta,
 )
+from tenure.storage.wal import is_damaged
 
 #: What one call removes of compacted batches at most: rows, and bytes once it has removed one row. A save adds one
 #: row, so a debt of n rows is paid after n / 31 saves, and each of them stays cheap.
@@ -52,6 +53,8 @@ class SqliteLogStore:
         """
         self._path = known_as if known_as is not None else path
         self._unusable: str | None = None
+        if is_damaged(path.with_name(f"{path.name}-wal")):
+            raise self._corrupt("a transaction in its write-ahead log fails its checksum", None)
         with self._explained(reading=True):
             self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         try:
@@ -60,8 +63,11 @@ class SqliteLogStore:
                 execute("PRAGMA locking_mode = EXCLUSIVE")
                 execute("PRAGMA journal_mode = WAL")
                 execute("PRAGMA synchronous = FULL")
+                # What a crash left at the end of the write-ahead log must not stand behind later transactions.
+                execute("PRAGMA wal_checkpoint(TRUNCATE)")
                 prepare(self._connection, self._path)
                 self._meta = read_meta(self._connection, self._path)
+                del self._meta[FORMAT_KEY], self._meta[KEYS_KEY]
                 self._hard_state, self._newest = self._read_hard_state()
                 self._snapshot_index, self._floor = self._read_snapshot()[1:]
                 oldest = execute("SELECT min(sequence) FROM batch").fetchone()[0]
@@ -134,9 +140,8 @@ class SqliteLogStore:
         """Make a small value durable before returning; the same errors as ``save``."""
         with self._transaction() as execute:
             put_meta(execute, key, value)
-            if key not in self._meta and key not in (FORMAT_KEY, KEYS_KEY):
-                keys = {*self._meta, key} - {FORMAT_KEY, KEYS_KEY}
-                put_meta(execute, KEYS_KEY, json.dumps(sorted(keys)).encode())
+            if key not in self._meta:
+                put_meta(execute, KEYS_KEY, json.dumps(sorted({*self._meta, key})).encode())
         self._meta[key] = value
 
     def close(self) -> None:
@@ -229,6 +234,9 @@ class SqliteLogStore:
             yield
         except sqlite3.Error as error:
             raise explain(error, self._path, reading=reading) from error
+        except UnicodeDecodeError as error:
+            # SQLite quotes damaged text in what it says, and Python cannot read that.
+            raise explain(sqlite3.DatabaseError("its text is damaged"), self._path, reading=reading) from error
 
     def _corrupt(self, what: str, index: int | None) -> LogCorrupt:
         return corrupt(self._path, what, index)
