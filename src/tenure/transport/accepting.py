@@ -18,11 +18,10 @@ import socket
 from collections.abc import Coroutine
 from typing import Any
 
-import msgspec
-
 from tenure.core.founding import Hello
 from tenure.transport import frames, sockets
 from tenure.transport.frames import FRAME_LIMIT, FrameError, Kind, OtherProtocol
+from tenure.transport.greeting import NotAdmitted, answer_hello
 from tenure.transport.protocol import TransportHooks
 from tenure.transport.receiving import FrameReceiver
 from tenure.transport.tls import Certificates
@@ -145,30 +144,18 @@ class Acceptor:
             self._complain(error.name, str(error))
             self._refuse(stream, str(error))
             return
-        problem = self._certificate_problem(stream, hello)
-        if problem is not None:
-            self._refuse(stream, problem)
+        try:
+            if self._certificates is not None:
+                self._certificates.check(stream.certificate(), hello.name)
+            answer = answer_hello(self._hooks, hello)
+        except NotAdmitted as error:
+            self._refuse(stream, str(error))
             return
-        if not hello.cluster_id:
-            self._hooks.on_applicant(hello)
-        own = self._hooks.identity().hello
-        problem = self._hooks.admit(hello, None)
-        sender = self._hooks.raft_id_of(hello.name)
-        if problem is None and sender is not None:
-            self._answer(stream, Kind.HELLO, frames.encode_hello(own))
-            self._admit(stream, sender, hello)
-        elif not own.cluster_id or not hello.cluster_id:
-            welcome = self._hooks.welcome_for(hello) if not hello.cluster_id else None
-            answer = own if welcome is None else msgspec.structs.replace(own, welcome=welcome)
-            self._answer(stream, Kind.HELLO, frames.encode_hello(answer))
+        self._answer(stream, Kind.HELLO, frames.encode_hello(answer.hello))
+        if answer.sender is None:
             stream.close()
         else:
-            self._refuse(stream, problem or f"{hello.name} is not a member of this cluster")
-
-    def _certificate_problem(self, stream: FrameReceiver, hello: Hello) -> str | None:
-        if self._certificates is None:
-            return None
-        return self._certificates.problem_of(stream.certificate(), hello.name)
+            self._admit(stream, answer.sender, hello)
 
     def _admit(self, stream: FrameReceiver, sender: int, hello: Hello) -> None:
         """Take the frames of this stream, and no longer those of an older one of the same member."""

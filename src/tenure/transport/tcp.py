@@ -25,6 +25,7 @@ from tenure.core.founding import Hello
 from tenure.transport import frames, sockets
 from tenure.transport.accepting import Acceptor
 from tenure.transport.frames import HELLO_LIMIT, Frame, FrameError, Kind
+from tenure.transport.greeting import Lives, NotAdmitted, judge_answer
 from tenure.transport.protocol import Identity, TransportHooks
 from tenure.transport.tls import Certificates
 
@@ -42,10 +43,6 @@ MEMBERSHIP_SECONDS = 0.5
 logger = logging.getLogger("tenure.transport")
 
 Address = tuple[str, int]
-
-
-class NotAdmitted(Exception):
-    """One of the two sides does not take the other for a member; the reason."""
 
 
 class Outgoing(NamedTuple):
@@ -77,8 +74,7 @@ class TcpTransport:
         self._hooks = hooks
         self._certificates = certificates
         self._acceptor = Acceptor(hooks, certificates)
-        #: The incarnation of each member that this one was last connected to: what it means to be gone.
-        self._lives: dict[str, int] = {}
+        self._lives = Lives(hooks)
         self._reload_seconds = reload_seconds
         self._reload_now = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -112,7 +108,7 @@ class TcpTransport:
             if wanted.get(name) != address:
                 self._end_dialling(name)
             if name not in wanted:
-                self._lives.pop(name, None)
+                self._lives.forget(name)
         self._peers = wanted
         if self._running:
             for name in wanted.keys() - self._diallers.keys():
@@ -191,7 +187,7 @@ class TcpTransport:
             except ConnectionRefusedError as error:
                 # Nobody listens where a member was: its process has ended. A reset alone says nothing of the kind.
                 self._note_problem(name, str(error))
-                self._tell_gone(name)
+                self._lives.ended(name)
             except asyncio.IncompleteReadError:
                 self._note_problem(
                     name, "it closes the connection in the handshake; is raft.tls the same on both sides?"
@@ -216,14 +212,10 @@ class TcpTransport:
                 writer.write(identity.frame(Kind.HELLO, frames.encode_hello(identity.hello)))
                 answer = await _read_frame(reader, limit=HELLO_LIMIT)
         with contextlib.closing(writer), _aborting_on_failure(writer):
-            hello = self._judge(name, answer, writer)
-            raft_id = self._hooks.raft_id_of(name)
-            if raft_id is None:
-                raise NotAdmitted(f"{name} is not a member")
+            hello = self._hello_of(name, answer, writer)
+            raft_id = judge_answer(self._hooks, name, hello)
             self.problems.pop(name, None)
-            if self._lives.get(name, hello.incarnation) != hello.incarnation:
-                self._tell_gone(name)
-            self._lives[name] = hello.incarnation
+            self._lives.met(name, hello.incarnation)
             stream = Outgoing(name, writer, self._hooks.identity().head(Kind.MESSAGES))
             self._outgoing[raft_id] = stream
             loop = asyncio.get_running_loop()
@@ -237,21 +229,12 @@ class TcpTransport:
                     del self._outgoing[raft_id]
             return loop.time() - opened
 
-    def _judge(self, name: str, answer: Frame, writer: asyncio.StreamWriter) -> Hello:
-        """The hello of ``name``, which lets this member send to it; :class:`NotAdmitted` if one of the two does not."""
+    def _hello_of(self, name: str, answer: Frame, writer: asyncio.StreamWriter) -> Hello:
         if answer.kind is Kind.REFUSED:
             raise NotAdmitted(f"{name} refuses this node: {answer.payload.decode(errors='replace')}")
         hello = frames.decode_hello(answer.payload)
-        problem = None
         if self._certificates is not None:
-            problem = self._certificates.problem_of(writer.get_extra_info("peercert"), hello.name)
-        if problem is None:
-            if hello.name == name:
-                # Only the configured address speaks for a member; what dials in may call itself anything.
-                self._hooks.on_hello(hello)
-            problem = self._hooks.admit(hello, name)
-        if problem is not None:
-            raise NotAdmitted(problem)
+            self._certificates.check(writer.get_extra_info("peercert"), hello.name)
         return hello
 
     async def _connect(self, host: str, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -260,12 +243,6 @@ class TcpTransport:
         # No name is announced (the empty one): members are told apart by their certificates alone.
         tls = sockets.tls_options(self._certificates.contexts.client)
         return await asyncio.open_connection(host, port, server_hostname="", **tls)
-
-    def _tell_gone(self, name: str) -> None:
-        """Once for each life of a member that this one was connected to: that life is over."""
-        raft_id = self._hooks.raft_id_of(name)
-        if self._lives.pop(name, None) is not None and raft_id is not None:
-            self._hooks.on_gone(raft_id)
 
     def _note_problem(self, name: str, problem: str) -> None:
         if self.problems.get(name) != problem:

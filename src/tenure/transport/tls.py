@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 from tenure.config import Config, TlsFiles, member_uri
 from tenure.errors import ConfigError
+from tenure.transport.greeting import NotAdmitted
 
 logger = logging.getLogger("tenure.transport")
 
@@ -90,6 +91,12 @@ class Certificates:
             return None
         listed = ", ".join(uris or named["DNS"]) or "no member"
         return f"the certificate names {listed}, not {name} of cluster {self._cluster}"
+
+    def check(self, certificate: Mapping[str, Any] | None, name: str) -> None:
+        """:class:`NotAdmitted` if a peer with this verified certificate may not speak for the member ``name``."""
+        problem = self.problem_of(certificate, name)
+        if problem is not None:
+            raise NotAdmitted(problem)
 
     def _warn_of_the_end(self) -> None:
         end = self.contexts.not_after
