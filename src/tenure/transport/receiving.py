@@ -107,6 +107,9 @@ class FrameReceiver(asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """See :class:`asyncio.BufferedProtocol`."""
         self._end(exc)
+        # Who asked for this connection may remember it for a while: what it held is not remembered with it.
+        self._on_frame = _nothing
+        self._replace_buffer(0)
 
     # -- the buffer --------------------------------------------------------------------------------------------------
 
@@ -121,7 +124,7 @@ class FrameReceiver(asyncio.BufferedProtocol):
             payload = body + HEAD_BYTES
             self._on_frame(view[body:payload].tobytes(), view[payload:stop].tobytes())
         self._start = start
-        if start == end:
+        if start == end and not self.ended.done():
             self._start = self._stop = 0
             if len(buffer) != self._usual:
                 self._replace_buffer(self._usual)
