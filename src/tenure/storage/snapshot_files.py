@@ -88,6 +88,7 @@ class FileSnapshotStore:
         self._folder = folder
         self._layer = layer if layer is not None else FileLayer()
         self._started = 0
+        self._read_only = read_only
         if read_only:
             return
         with _explained(folder):
@@ -104,7 +105,7 @@ class FileSnapshotStore:
 
     def ids(self) -> tuple[str, ...]:
         """See :meth:`SnapshotStore.ids`."""
-        if not self._folder.exists():
+        if self._read_only and not self._folder.exists():
             return ()
         with _explained(self._folder):
             names = sorted((path.name for path in self._folder.iterdir() if _NAME.fullmatch(path.name)), reverse=True)

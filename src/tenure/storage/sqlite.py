@@ -51,7 +51,7 @@ class SqliteLogStore:
             LogCorrupt: it is damaged; the record that fails is named where one can be.
             StorageError: it is of a newer format, or cannot be opened.
         """
-        self._path = known_as if known_as is not None else path
+        self.path = known_as if known_as is not None else path
         self._unusable: str | None = None
         if is_damaged(path.with_name(f"{path.name}-wal")):
             raise self._corrupt("a transaction in its write-ahead log fails its checksum", None)
@@ -65,8 +65,8 @@ class SqliteLogStore:
                 execute("PRAGMA synchronous = FULL")
                 # What a crash left at the end of the write-ahead log must not stand behind later transactions.
                 execute("PRAGMA wal_checkpoint(TRUNCATE)")
-                prepare(self._connection, self._path)
-                self._meta = read_meta(self._connection, self._path)
+                prepare(self._connection, self.path)
+                self._meta = read_meta(self._connection, self.path)
                 del self._meta[FORMAT_KEY], self._meta[KEYS_KEY]
                 self._hard_state, self._newest = self._read_hard_state()
                 self._snapshot_index, self._floor = self._read_snapshot()[1:]
@@ -218,7 +218,7 @@ class SqliteLogStore:
     def _transaction(self) -> Iterator[Execute]:
         """One durable step. After any failure the store takes no further one: what it left is not known (R2)."""
         if self._unusable is not None:
-            raise SyncFailed(f"{self._path}: an earlier write failed ({self._unusable}); open the store again")
+            raise SyncFailed(f"{self.path}: an earlier write failed ({self._unusable}); open the store again")
         try:
             with self._explained(reading=False):
                 self._connection.execute("BEGIN IMMEDIATE")
@@ -233,10 +233,10 @@ class SqliteLogStore:
         try:
             yield
         except sqlite3.Error as error:
-            raise explain(error, self._path, reading=reading) from error
+            raise explain(error, self.path, reading=reading) from error
         except UnicodeDecodeError as error:
             # SQLite quotes damaged text in what it says, and Python cannot read that.
-            raise explain(sqlite3.DatabaseError("its text is damaged"), self._path, reading=reading) from error
+            raise explain(sqlite3.DatabaseError("its text is damaged"), self.path, reading=reading) from error
 
     def _corrupt(self, what: str, index: int | None) -> LogCorrupt:
-        return corrupt(self._path, what, index)
+        return corrupt(self.path, what, index)
