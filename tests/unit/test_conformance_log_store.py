@@ -203,6 +203,14 @@ class KeepsTheLogBesideASnapshot(MemoryLogStore):
             self.compact(snapshot)
 
 
+class CompactsInTwoSteps(MemoryLogStore):
+    """Removes what the snapshot will stand for, and then writes the snapshot."""
+
+    def compact(self, snapshot: StoredSnapshot) -> None:
+        self._append(Record(snapshot=StoredSnapshot(index=0, term=0, data=b"")))
+        self._append(Record(snapshot=snapshot, compacts=True))
+
+
 class TakesAnOlderSnapshot(MemoryLogStore):
     """The last one that came counts."""
 
@@ -237,6 +245,9 @@ class NeverRemoves(MemoryLogStore):
         (DropsAllThatBeginBelow, "keeps_a_batch_when_it_reaches_beyond_the_snapshot"),
         (DropsAllThatEndBelow, "brings_nothing_back_when_replaced_entries_are_compacted"),
         (KeepsTheLogBesideASnapshot, "holds_nothing_older_when_a_snapshot_is_saved"),
+        (CompactsInTwoSteps, "loses_nothing_when_the_sync_of_a_compaction_has_failed"),
+        (GoesOnAfterAFailedSync, "loses_nothing_when_the_sync_of_a_compaction_has_failed"),
+        (DropsAllThatBeginBelow, "loses_nothing_when_the_power_goes_in_the_middle_of_a_compaction"),
         (TakesAnOlderSnapshot, "keeps_its_snapshot_when_an_older_one_comes_late"),
         (NeverRemoves, "stays_small_when_it_is_compacted_again_and_again"),
     ],

@@ -6,6 +6,7 @@ describe (one in memory, one that compresses) overrides the hooks below it as we
 
 from __future__ import annotations
 
+import copy
 import random
 import threading
 from collections.abc import Iterator
@@ -273,6 +274,41 @@ class LogStoreConformance:
             found = survivor.load()
             survivor.close()
             expect(found in (old, new), "a snapshot that a power cut tore is there as a whole, or not at all")
+
+    def test_store_loses_nothing_when_the_power_goes_in_the_middle_of_a_compaction(self, tmp_path: Path) -> None:
+        """The log with the snapshot or without it: both come to the same."""
+        folder = tmp_path / "store"
+        store = self.open_store(folder)
+        before = _Model()
+        for last in (20, 40):
+            before.save(store, last - 19, last, (2, 1, last - 5))
+        before_files, after = self.image(store, folder), copy.copy(before)
+        after.compact(store, 30)
+        after_files = self.image(store, folder)
+        store.close()
+        for torn in self.torn(before_files, after_files):
+            survivor = self.open_store(torn)
+            found = survivor.load()
+            survivor.close()
+            model = before if found.snapshot is None else after
+            model.compare(found, "a compaction that a power cut tore is there as a whole, or not at all")
+
+    def test_store_loses_nothing_when_the_sync_of_a_compaction_has_failed(self, tmp_path: Path) -> None:
+        """The store is unusable afterwards (R2); opened again, it is as before the compaction or as after it."""
+        folder = tmp_path / "store"
+        store = self.open_store(folder)
+        store.save(first=1, last=6, entries=b"kept", hard_state=(1, 1, 5))
+        without, snapshot = store.load(), StoredSnapshot(index=4, term=1, data=b"manifest")
+        self.fail_next_sync(store)
+        with expect_raises(SyncFailed, "a compaction that was not synced raises SyncFailed"):
+            store.compact(snapshot)
+        with expect_raises(StorageError, "after SyncFailed no save succeeds again"):
+            store.save(first=7, last=7, entries=b"later", hard_state=None)
+        survivor = self.open_store(self._kill(store, folder))
+        found = survivor.load()
+        survivor.close()
+        whole = StoredLog(term=1, vote=1, commit=5, batches=(b"kept",), snapshot=snapshot)
+        expect(found in (without, whole), "a failed compaction is there as a whole, or not at all")
 
     def test_store_names_the_damage_when_a_bit_of_a_batch_has_flipped(self, tmp_path: Path) -> None:
         """LogCorrupt with the path of the file: nothing that changed by itself is handed out."""
