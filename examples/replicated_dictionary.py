@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 import tenure
@@ -38,6 +39,14 @@ class Dictionary:
             self.values[key] = rest[0]
             return f"{key} = {rest[0]} (entry {index})"
         return f"{key} was {self.values.pop(key, 'not set')}"
+
+    def snapshot(self) -> list[bytes]:
+        """The whole state, so that the log need not be kept for ever."""
+        return [json.dumps(self.values).encode()]
+
+    def restore(self, chunks: Iterable[bytes]) -> None:
+        """Take a snapshot over."""
+        self.values = json.loads(b"".join(chunks))
 
 
 async def answer(node: Node, state: Dictionary, line: str) -> str:

@@ -18,7 +18,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,14 @@ class Counter:
         """One operation; the payload is only carried."""
         self.applied += 1
         return self.applied
+
+    def snapshot(self) -> list[bytes]:
+        """The count."""
+        return [b"%d" % self.applied]
+
+    def restore(self, chunks: Iterable[bytes]) -> None:
+        """Take a count over."""
+        self.applied = int(b"".join(chunks))
 
 
 async def run(index: int, voters: Sequence[str], directory: Path) -> None:

@@ -68,6 +68,10 @@ class RaftSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     peers: dict[str, PeerEntry] = {}
     tls: TlsFiles = TlsFiles()
     allow_plaintext: bool = False
+    #: A snapshot is taken after so many entries or bytes, and so many entries stay for members that lag a little.
+    snapshot_entries: int = 50_000
+    snapshot_bytes: int = 67_108_864
+    keep_entries: int = 10_000
 
 
 class LeaseSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -291,6 +295,9 @@ def _validate(config: Config, origins: Mapping[str, str]) -> None:
         refuse("elector.engine", f"{config.elector.engine!r} is not available; this version has 'raft'")
     _validate_times(config, refuse, between)
     _validate_addresses(config, refuse)
+    between("raft.snapshot_entries", config.raft.snapshot_entries, 1, 100_000_000)
+    between("raft.snapshot_bytes", config.raft.snapshot_bytes, 1024, 1 << 40)
+    between("raft.keep_entries", config.raft.keep_entries, 0, 10_000_000)
     between("http.max_body_bytes", config.http.max_body_bytes, 256, 16_777_216)
     between("database.start_timeout_ms", config.database.start_timeout_ms, 0, 600_000)
     between("payments.idempotency_wait_ms", config.payments.idempotency_wait_ms, 0, 60_000)

@@ -18,6 +18,10 @@
         ServerChanged           TN004: the server changed under the fence; raise again with a new token
         RaiseRefused            the fence does not take this raise, with the reason and the command
       FoundingRefused           this directory may not found or join the cluster, with the reason
+      MembershipRefused         this change of the members was surely not made, with the reason and the next step
+        NotCaughtUp             the learner lags: promote it later
+      MemberRemoved             this node was removed from the cluster: it must stop
+      SnapshotRefused           no snapshot was taken, with the reason
       StorageError              this node must stop
         LogCorrupt, StorageFull, SyncFailed, WrongCluster, DirectoryInUse
       EngineFailed              the Raft engine broke an invariant of its own: this node must stop
@@ -173,6 +177,27 @@ class FoundingRefused(TenureError):
     def __init__(self, message: str, *, reasons: tuple[str, ...] = ()) -> None:
         self.reasons = reasons
         super().__init__(message)
+
+
+class MembershipRefused(TenureError):
+    """The change of the members was surely not made; the text says why and what to do."""
+
+
+class NotCaughtUp(MembershipRefused):
+    """The learner ``name`` is ``behind`` entries behind, or not heard of: it cannot vote yet."""
+
+    def __init__(self, message: str, *, name: str, behind: int | None = None) -> None:
+        self.name = name
+        self.behind = behind
+        super().__init__(message)
+
+
+class MemberRemoved(TenureError):
+    """This node has applied its own removal. It must stop; its data directory is of no use any more."""
+
+
+class SnapshotRefused(TenureError):
+    """No snapshot was taken. The text says why."""
 
 
 class StorageError(TenureError):

@@ -5,12 +5,37 @@
     async with Node.open(config, fsm) as node:
         result = await node.apply(b"...")        # on the leader: what the state machine returned
 
-It needs the extra ``tenure[raft]`` and no database. The log is kept whole in this version: no snapshots yet.
+It needs the extra ``tenure[raft]`` and no database. Log store, snapshot store and transport can be the user's own
+(:class:`Ports`), each beside a conformance suite in :mod:`tenure.testing`.
 """
 
 from __future__ import annotations
 
+from tenure.core.commands import Settings
+from tenure.core.membership import Add, Change, Demote, MemberRole, MemberState, Promote, Remove
+from tenure.node.administration import MemberList
+from tenure.node.ports import Ports
 from tenure.node.raft_node import RaftEvent, StateMachine, Stats
 from tenure.node.raft_node import RaftNode as Node
+from tenure.storage import LogStore, SnapshotStore
+from tenure.transport import Transport
 
-__all__ = ["Node", "RaftEvent", "StateMachine", "Stats"]
+__all__ = [
+    "Add",
+    "Change",
+    "Demote",
+    "LogStore",
+    "MemberList",
+    "MemberRole",
+    "MemberState",
+    "Node",
+    "Ports",
+    "Promote",
+    "RaftEvent",
+    "Remove",
+    "Settings",
+    "SnapshotStore",
+    "StateMachine",
+    "Stats",
+    "Transport",
+]

@@ -193,7 +193,7 @@ async def test_R2_storage_error_ends_the_node_and_its_leadership(
         def fail(**_: object) -> None:
             raise tenure.SyncFailed("the disk is gone")
 
-        store = member._driver._require_directory().store
+        store = member._driver._stores.log
         monkeypatch.setattr(store, "save", fail)
         member._driver.post(lambda core: core.change_settings(core.state.settings, core.consensus._ticked_until))
         async with asyncio.timeout(BOUND_SECONDS):
@@ -217,7 +217,7 @@ async def test_R2_disk_that_hangs_ends_the_leadership_within_the_lease_and_then_
     async with running(tmp_path, fenced_database) as cluster:
         name, leadership = await cluster.leader()
         member = cluster.members[name]
-        store = member._driver._require_directory().store
+        store = member._driver._stores.log
         released, real_save = threading.Event(), store.save
 
         def hang(**arguments: Any) -> None:
@@ -239,9 +239,8 @@ async def test_R2_disk_that_hangs_ends_the_leadership_within_the_lease_and_then_
                 await cluster.tasks.pop(name)
         finally:
             released.set()
-            # The process would have exited by now; the test has to tidy up what the hung thread held.
-            await asyncio.to_thread(member._driver._disk.shutdown, wait=True)
-            member._driver._require_directory().close()
+            # The process would have exited by now; here the node's thread ends once the disk answers.
+            assert await asyncio.to_thread(member._driver.join, BOUND_SECONDS)
 
 
 def test_R2_bit_flip_in_the_log_is_found_and_named(tmp_path: Path):

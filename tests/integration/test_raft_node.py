@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import AsyncIterator, Callable
+import json
+from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,12 @@ class Numbers:
             raise ZeroDivisionError("the state machine broke")
         self.seen.append(data)
         return len(self.seen)
+
+    def snapshot(self) -> list[bytes]:
+        return [json.dumps([data.decode() for data in self.seen]).encode()]
+
+    def restore(self, chunks: Iterable[bytes]) -> None:
+        self.seen = [text.encode() for text in json.loads(b"".join(chunks))]
 
 
 class Replicas:
@@ -77,9 +84,8 @@ class Replicas:
 
     def cut(self, name: str) -> None:
         """The member hears and reaches nobody any more; its sockets stay open."""
-        transport = self.nodes[name]._driver._transport
-        transport.send = lambda peer, payload: None  # type: ignore[method-assign]
-        self.nodes[name]._driver._on_payload = lambda sender, payload: None  # type: ignore[method-assign]
+        transport = self.nodes[name]._driver._links.transport
+        transport.send = lambda peer, payload: None
         acceptor = transport._acceptor
         acceptor._hooks = dataclasses.replace(acceptor._hooks, on_payload=lambda sender, payload: None)
 
@@ -162,7 +168,7 @@ async def test_command_whose_place_another_leader_took_is_surely_not_applied(tmp
     """The entry at its index is of another term: the command is gone for good, and says so."""
     async with running(tmp_path) as replicas:
         leader = await replicas.leader()
-        pending = leader._track(60_000)
+        pending = leader._requests.track(60_000)
         # The leader's own entries (ACQUIRE, SETTLED) are in the log by now: the next one is the caller's.
         await replicas.until(lambda: leader._driver.published.token is not None)
         await leader.barrier()
@@ -179,12 +185,27 @@ async def test_transfer_hands_over_and_commands_go_on(tmp_path: Path):
     async with running(tmp_path) as replicas:
         first = await replicas.leader()
         await first.apply(b"one")
-        assert await first.transfer_leadership()
-        await replicas.until(lambda: any(n.is_leader_hint() for n in replicas.nodes.values() if n is not first))
-        second = await replicas.leader()
+        second = replicas.nodes[await first.transfer_leadership()]
         assert second is not first
         assert await second.apply(b"two") == 2
-        assert not await first.transfer_leadership()
+        with pytest.raises(tenure.NotLeader, match=second.name):
+            await first.transfer_leadership()
+
+
+@pytest.mark.asyncio
+async def test_transfer_goes_to_the_member_that_was_named(tmp_path: Path):
+    """There and back, whoever is the most advanced; a name that cannot take over is refused."""
+    async with running(tmp_path) as replicas:
+        first = await replicas.leader()
+        for _ in range(2):
+            for name in sorted(set(replicas.nodes) - {first.name}):
+                leader = await replicas.leader()
+                if leader.name != name:
+                    assert await leader.transfer_leadership(to=name) == name
+        leader = await replicas.leader()
+        for name in (leader.name, "nobody"):
+            with pytest.raises(tenure.MembershipRefused, match="cannot take over"):
+                await leader.transfer_leadership(to=name)
 
 
 @pytest.mark.asyncio

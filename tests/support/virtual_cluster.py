@@ -13,10 +13,10 @@ from typing import Any
 
 import tenure_raft
 
-from tenure.core.commands import Settings
+from tenure.core.commands import MemberRecord, Settings
 from tenure.core.consensus import Cadence
 from tenure.core.effects import Effect, Grant, Persist, RaiseFence, ReadFence, Renewed, Revoke, Send
-from tenure.core.fsm import ClusterRecord, MemberRecord
+from tenure.core.fsm import ClusterRecord
 from tenure.core.holding import FloorRead, Raised, RaiseMoved
 from tenure.core.member import MemberCore
 from tenure.instants import NS_PER_MS, LeaseSpan, Reading
@@ -141,7 +141,7 @@ class VirtualCluster:
             margin_ns=self.margin_ms * NS_PER_MS,
             nonce=lambda: f"{self.random.getrandbits(128):032x}",
             started=self.reading(node),
-            proposal_dropped=tenure_raft.ProposalDropped,
+            binding=tenure_raft,
         )
         node.running, node.paused = True, False
         node.pending_persist, node.granted, node.span = None, None, None

@@ -17,8 +17,9 @@ from support.virtual_cluster import SETTINGS
 from tenure import LossReason, State
 from tenure.config import from_mapping
 from tenure.core.founding import PROTOCOL_VERSION, Hello, Refuse, decide
-from tenure.core.fsm import ClusterRecord
+from tenure.core.fsm import Enrolment
 from tenure.core.holding import FenceUnavailable
+from tenure.core.roster import Roster
 from tenure.errors import RaiseRefused
 from tenure.fence import Expected, Refusal
 from tenure.instants import NS_PER_MS, LeaseSpan, Reading
@@ -187,7 +188,7 @@ async def test_damaged_directory_is_a_storage_error_and_not_locked_by_the_failed
     with contextlib.closing(sqlite3.connect(tmp_path / "raft.sqlite3")) as connection:
         connection.execute("CREATE TABLE meta (key TEXT)")
     for _ in range(2):
-        with pytest.raises(tenure.StorageError, match=r"raft\.sqlite3: no such column"):
+        with pytest.raises(tenure.StorageError, match=r"raft\.sqlite3 is damaged \(no such column"):
             DataDirectory.open(tmp_path, node_name="a", cluster_name="payments")
     (tmp_path / "raft.sqlite3").unlink()
     DataDirectory.open(tmp_path, node_name="a", cluster_name="payments").close()
@@ -279,17 +280,20 @@ def test_R7_member_of_another_cluster_name_is_no_founder():
     """Each would found a cluster of its own, and one directory would be bound to the wrong one for good."""
     decision = decide(hello("a"), {"b": hello("b", cluster_name="payment")})
     assert decision == Refuse(("cluster.name: this file says 'payments', b says 'payment'",))
-    assert isinstance(decide(hello("a"), {"b": hello("b", protocol=2)}), Refuse)
+    assert isinstance(decide(hello("a"), {"b": hello("b", protocol=PROTOCOL_VERSION + 1)}), Refuse)
 
 
 def test_R7_founded_member_tells_what_was_founded_not_what_its_file_says(tmp_path: Path):
     """A member that founds later compares its own file with it, and so cannot found other times (R4)."""
     config = config_of(tmp_path, peers={"a": 1, "b": 2})
-    record = decide(hello("a"), {"b": hello("b")})
-    assert isinstance(record, ClusterRecord)
-    told = Founding(config, directory_id="da", incarnation=1, record=record).identity().hello
-    assert told.settings == SETTINGS != Founding(config, directory_id="da", incarnation=1, record=None).identity().hello
-    assert told.member_names == ("a", "b")
+    enrolment = decide(hello("a"), {"b": hello("b")})
+    assert isinstance(enrolment, Enrolment)
+    founded, new = (
+        Founding(config, Roster(known), directory_id="da", incarnation=1, starts=1, last_index=0).identity().hello
+        for known in (enrolment, None)
+    )
+    assert founded.settings == SETTINGS != new.settings
+    assert founded.member_names == ("a", "b")
 
 
 @pytest.mark.asyncio

@@ -8,9 +8,10 @@ import tenure_raft
 from support.virtual_cluster import SETTINGS, Node, VirtualCluster
 from tenure.core.consensus import Cadence, Consensus
 from tenure.core.effects import Persist, Send
-from tenure.core.founding import Hello, Refuse, Wait, admit, cluster_id_of, decide
-from tenure.core.fsm import ClusterRecord
+from tenure.core.founding import PROTOCOL_VERSION, Hello, Refuse, Wait, cluster_id_of, decide
+from tenure.core.fsm import Enrolment
 from tenure.core.roles import Phase
+from tenure.core.roster import Roster
 from tenure.errors import InvariantViolated
 from tenure.instants import Reading
 from tenure.types import LossReason
@@ -52,7 +53,7 @@ def test_R1_nothing_overtakes_the_fsync_of_a_new_term_when_one_voter_has_a_learn
     )
     cadence = Cadence(tick_ns=10, heartbeat_tick=2, election_tick=10)
     consensus = Consensus(
-        engine, raft_id=1, cadence=cadence, started=Reading(0, 0), proposal_dropped=tenure_raft.ProposalDropped
+        engine, raft_id=1, cadence=cadence, started=Reading(0, 0), binding=tenure_raft
     )
     effects: list[object] = []
     for now in range(10, 1000, 10):
@@ -235,7 +236,7 @@ NAMES = ("a", "b", "c")
 
 def hello(name: str, directory: str, *, cluster: str = "", names: tuple[str, ...] = NAMES) -> Hello:
     return Hello(
-        protocol=1,
+        protocol=PROTOCOL_VERSION,
         cluster_name="payments",
         cluster_id=cluster,
         name=name,
@@ -256,16 +257,16 @@ def test_R7_every_member_founds_the_same_cluster():
     """Each decides for itself; the id is a hash of all (name, directory id) pairs."""
     hellos = {name: hello(name, f"d{name}") for name in NAMES}
     records = [decide(hellos[name], {other: hellos[other] for other in NAMES if other != name}) for name in NAMES]
-    assert all(isinstance(record, ClusterRecord) for record in records)
-    assert len({record.cluster_id for record in records if isinstance(record, ClusterRecord)}) == 1
+    assert all(isinstance(enrolment, Enrolment) for enrolment in records)
+    assert len({enrolment.record.cluster_id for enrolment in records if isinstance(enrolment, Enrolment)}) == 1
 
 
 def test_R7_crash_in_the_middle_founds_the_same_cluster_again():
     """One member has founded already: the others, whose directories it counted, join that same cluster."""
     cluster = cluster_id_of("payments", {"a": "1", "b": "2", "c": "3"})
     decision = decide(hello("a", "1"), {"b": hello("b", "2", cluster=cluster), "c": hello("c", "3")})
-    assert isinstance(decision, ClusterRecord)
-    assert decision.cluster_id == cluster
+    assert isinstance(decision, Enrolment)
+    assert decision.record.cluster_id == cluster
 
 
 def test_R7_wiped_member_is_refused():
@@ -274,7 +275,7 @@ def test_R7_wiped_member_is_refused():
     answers = {"b": hello("b", "2", cluster=cluster), "c": hello("c", "3", cluster=cluster)}
     decision = decide(hello("a", "new"), answers)
     assert isinstance(decision, Refuse)
-    assert "remove this member" in decision.reasons[0]
+    assert "tenure member replace a" in decision.reasons[0]
 
 
 def test_R7_two_wiped_of_three_are_refused():
@@ -286,11 +287,12 @@ def test_R7_two_wiped_of_three_are_refused():
 
 def test_R7_frames_of_a_replaced_directory_are_refused():
     """The others do not take frames from a directory that is not the member's."""
-    record = decide(hello("a", "1"), {"b": hello("b", "2"), "c": hello("c", "3")})
-    assert isinstance(record, ClusterRecord)
-    own = hello("a", "1", cluster=record.cluster_id)
-    assert admit(own, hello("b", "2", cluster=record.cluster_id), record) is None
-    problem = admit(own, hello("b", "another", cluster=record.cluster_id), record)
+    enrolment = decide(hello("a", "1"), {"b": hello("b", "2"), "c": hello("c", "3")})
+    assert isinstance(enrolment, Enrolment)
+    cluster, roster = enrolment.record.cluster_id, Roster(enrolment)
+    own = hello("a", "1", cluster=cluster)
+    assert roster.admit(own, hello("b", "2", cluster=cluster)) is None
+    problem = roster.admit(own, hello("b", "another", cluster=cluster))
     assert problem is not None
     assert "replaced" in problem
 

@@ -6,15 +6,30 @@ version is refused by name instead of being misread.
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import msgspec
 
 from tenure.errors import LogCorrupt
+
+T = TypeVar("T")
 
 FORMAT = 1
 #: First byte of an entry that carries the user's own bytes for the user's own state machine.
 USER = 2
 #: The one byte of a barrier: an entry that only marks a place in the log.
 BARRIER = 3
+
+
+class MemberRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A member by its raft id (never used again), its name and the id of its data directory (R7), and where it is."""
+
+    raft_id: int
+    name: str
+    directory_id: str
+    #: HOST:PORT of its Raft port and the base URL of its HTTP port, as the member itself gave them.
+    address: str = ""
+    url: str = ""
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -24,6 +39,24 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     election_timeout_ms: int
     lease_duration_ms: int
     clock_rate_error_ppm: int
+
+
+def problem_of(settings: Settings) -> str | None:
+    """Why these times may not be the cluster's, or None: the same relations that a file must keep (R4)."""
+    heartbeat, election, lease = (
+        settings.heartbeat_interval_ms,
+        settings.election_timeout_ms,
+        settings.lease_duration_ms,
+    )
+    if not 20 <= heartbeat <= 60_000:
+        return f"heartbeat_interval_ms: {heartbeat} is outside 20 to 60000"
+    if not 100 <= election <= 600_000 or heartbeat * 5 > election:
+        return f"election_timeout_ms: {election} must lie between five heartbeats ({5 * heartbeat}) and 600000"
+    if not max(60, 3 * heartbeat) <= lease <= 3_600_000:
+        return f"lease_duration_ms: {lease} must lie between three heartbeats ({3 * heartbeat}) and 3600000"
+    if not 0 <= settings.clock_rate_error_ppm < 200_000:
+        return f"clock_rate_error_ppm: {settings.clock_rate_error_ppm} is outside 0 to 200000"
+    return None
 
 
 class Acquire(msgspec.Struct, frozen=True, tag="A", array_like=True):
@@ -65,10 +98,25 @@ class ChangeSettings(msgspec.Struct, frozen=True, tag="C", array_like=True):
     settings: Settings
 
 
-Command = Acquire | Settled | Release | ChangeSettings
+class Recover(msgspec.Struct, frozen=True, tag="F", array_like=True):
+    """A lost majority was given up by an operator's word: a higher generation under a lineage of its own (R16)."""
+
+    generation: int
+    lineage: str
+
+
+class MembersChange(msgspec.Struct, frozen=True, array_like=True):
+    """What a configuration change means beyond its ids: the records that come, and the raft ids that go."""
+
+    added: tuple[MemberRecord, ...] = ()
+    removed: tuple[int, ...] = ()
+
+
+Command = Acquire | Settled | Release | ChangeSettings | Recover
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)
+_members_decoder = msgspec.msgpack.Decoder(MembersChange)
 
 
 def encode(command: Command) -> bytes:
@@ -76,8 +124,22 @@ def encode(command: Command) -> bytes:
     return bytes([FORMAT]) + _encoder.encode(command)
 
 
+def encode_members(change: MembersChange) -> bytes:
+    """The context of a configuration change."""
+    return bytes([FORMAT]) + _encoder.encode(change)
+
+
 def decode(data: bytes, *, index: int) -> Command:
     """Read one log entry back; :class:`tenure.LogCorrupt` naming ``index`` if it is not one of ours."""
+    return _read(_decoder, data, index)
+
+
+def decode_members(context: bytes, *, index: int) -> MembersChange:
+    """Read the context of a configuration change back; the same error as :func:`decode`."""
+    return _read(_members_decoder, context, index)
+
+
+def _read(decoder: msgspec.msgpack.Decoder[T], data: bytes, index: int) -> T:
     if not data or data[0] != FORMAT:
         found = data[0] if data else "nothing"
         raise LogCorrupt(
@@ -86,6 +148,6 @@ def decode(data: bytes, *, index: int) -> Command:
             index=index,
         )
     try:
-        return _decoder.decode(data[1:])
+        return decoder.decode(data[1:])
     except (msgspec.DecodeError, msgspec.ValidationError) as error:
         raise LogCorrupt(f"log entry {index} is malformed: {error}", path="log", index=index) from None

@@ -18,11 +18,12 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from tenure.core.effects import Effect, Persist, Proposed, Rejected, Send
-from tenure.core.engine import Engine, Ready
+from tenure.core.effects import Declined, Effect, Persist, Proposed, Rejected, Send
+from tenure.core.engine import Binding, Engine, Ready
+from tenure.errors import MembershipRefused, ProposalDropped
 from tenure.instants import NS_PER_MS, Reading, elapsed_for_waiter
 from tenure.invariants import invariant
 
@@ -59,9 +60,10 @@ class Cadence:
 
 @dataclass(slots=True)
 class Progress:
-    """What one ``persisted`` brought: effects to run, entries to apply, answered read_index contexts."""
+    """What one ``persisted`` brought: effects, a snapshot, the entries after it, answered read_index contexts."""
 
     effects: list[Effect] = field(default_factory=list)
+    snapshot: tuple[int, int, bytes] | None = None
     committed: list[tuple[int, int, str, bytes]] = field(default_factory=list)
     read_states: list[tuple[int, bytes]] = field(default_factory=list)
 
@@ -69,11 +71,9 @@ class Progress:
 class Consensus:
     """One engine and its queue. The owner calls ``pump`` after each event and ``persisted`` after each Persist."""
 
-    def __init__(
-        self, engine: Engine, *, raft_id: int, cadence: Cadence, started: Reading, proposal_dropped: type[Exception]
-    ) -> None:
+    def __init__(self, engine: Engine, *, raft_id: int, cadence: Cadence, started: Reading, binding: Binding) -> None:
         self.engine = engine
-        self._proposal_dropped = proposal_dropped
+        self._proposal_dropped = binding.ProposalDropped
         self._raft_id = raft_id
         self._cadence = cadence
         self._started = started
@@ -83,6 +83,9 @@ class Consensus:
         self._proposals: list[bytes] = []
         self._reads: list[bytes] = []
         self._user: deque[tuple[bytes, object]] = deque()
+        self._changes: list[tuple[list[tuple[str, int]], bytes, object]] = []
+        #: Calls that only wait until the engine may be touched again.
+        self._errands: list[Callable[[], None]] = []
         self._timeout_set_for: tuple[int, str, int] | None = None
         self._suspected = 0
         self._suspected_at: Reading | None = None
@@ -110,6 +113,22 @@ class Consensus:
         """Queue the user's commands, each with the ticket under which its fate is told."""
         self._user.extend(commands)
 
+    def propose_members(self, changes: list[tuple[str, int]], context: bytes, ticket: object) -> None:
+        """Queue one change of the configuration; answered by Proposed, Rejected or Declined."""
+        self._changes.append((changes, context, ticket))
+
+    def vouch_for(self, ids: list[int]) -> None:
+        """Let frames of these members in, although the applied configuration does not name them yet."""
+        self._errands.append(lambda: self.engine.vouch_for(ids))
+
+    def snapshot_lost(self, peer: int) -> None:
+        """The snapshot that was sent to ``peer`` did not get there: the engine tries again."""
+        self._errands.append(lambda: self.engine.report_snapshot(peer, received=False))
+
+    def compact(self, index: int, data: bytes, *, keep: int) -> None:
+        """Let ``data``, which is durable, stand for the log up to ``index``; keep some entries for those that lag."""
+        self._errands.append(lambda: self.engine.compact(index, data, keep=keep))
+
     def read_index(self, context: bytes) -> None:
         """Queue a proof of leadership. The caller read its clock before this call (R8)."""
         self._reads.append(context)
@@ -136,12 +155,15 @@ class Consensus:
         if self.persisting:
             return []
         self._run_owed_ticks(now)
+        for errand in self._errands:
+            errand()
+        self._errands = []
         refuse_votes = self.refuses_votes(now)
         while self._inbox:
             sender, payload = self._inbox.popleft()
             self._inbox_bytes -= len(payload)
             try:
-                _, dropped = self.engine.receive(sender, payload, refuse_votes=refuse_votes)
+                _, dropped = self.engine.receive(sender, payload, refuse_votes=refuse_votes, refuse_campaign=not stands)
             except ValueError:
                 dropped = 1
             self.dropped_payloads += dropped
@@ -163,6 +185,7 @@ class Consensus:
         if not early:
             progress.effects += [Send(peer, payload) for peer, payload in ready.messages]
         progress.read_states = ready.read_states
+        progress.snapshot = ready.snapshot
         advanced = self.engine.advance(ready)
         progress.effects += [Send(peer, payload) for peer, payload in advanced.messages]
         progress.committed = advanced.committed
@@ -238,7 +261,22 @@ class Consensus:
         effects: list[Effect] = []
         while self._user:
             effects.append(self._propose_for_user(leads=leads))
+        for changes, context, ticket in self._changes:
+            effects.append(self._propose_members(changes, context, ticket, leads=leads))
+        self._changes = []
         return effects
+
+    def _propose_members(
+        self, changes: list[tuple[str, int]], context: bytes, ticket: object, *, leads: bool
+    ) -> Effect:
+        if not leads:
+            return Rejected([ticket])
+        try:
+            return Proposed(self.engine.propose_conf_change(changes, context), self.engine.term, [ticket])
+        except self._proposal_dropped as error:
+            return Declined(ticket, ProposalDropped(str(error)))
+        except ValueError as error:
+            return Declined(ticket, MembershipRefused(f"the members cannot be changed so: {error}"))
 
     def _propose_for_user(self, *, leads: bool) -> Effect:
         """Hand the front of the user's queue to the engine as one proposal: the cost is paid per proposal."""
@@ -260,16 +298,17 @@ class Consensus:
             return []
         ready = self.engine.ready()
         self._ready = ready
-        invariant(ready.snapshot is None, "this version keeps the whole log and never sends a snapshot")
         effects: list[Effect] = []
         if self._may_send_before_fsync(ready):
             effects += [Send(peer, payload) for peer, payload in ready.messages]
         effects.append(
             Persist(
                 first=ready.entries_first if ready.entries_count else 0,
+                last=ready.entries_first + ready.entries_count - 1 if ready.entries_count else 0,
                 entries=ready.entries,
                 hard_state=ready.hard_state,
-                must_sync=ready.must_sync,
+                must_sync=ready.must_sync or ready.snapshot is not None,
+                snapshot=ready.snapshot,
             )
         )
         return effects
@@ -279,7 +318,7 @@ class Consensus:
         return not ready.term_or_vote_changed and len(self.engine.voters) > 1
 
     def _apply_conf_change(self, data: bytes) -> None:
-        voters, _ = self.engine.apply_conf_change(data)
+        voters, *_ = self.engine.apply_conf_change(data)
         if self._raft_id not in voters and self.engine.role == "leader":
             # R12: raft-rs leaves a removed leader in office, and its next commit would panic (P11).
             self.engine.become_follower(0)

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tenure.core.fsm import ClusterState
+from tenure.core.commands import Settings
+from tenure.core.fsm import ClusterState, Membership
+from tenure.core.manifest import Manifest
+from tenure.errors import TenureError
 from tenure.instants import LeaseSpan
 from tenure.types import Credential, LossReason
 
@@ -23,12 +26,17 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class Persist:
-    """Make this durable (fsync) and then call ``persisted``: entries from ``first`` on and the hard state."""
+    """Make this durable (fsync) and then call ``persisted``: entries from ``first`` to ``last`` and the hard state.
+
+    A ``snapshot`` (index, term, manifest) replaces everything that was stored before, in the same durable step.
+    """
 
     first: int
+    last: int
     entries: bytes
     hard_state: tuple[int, int, int] | None
     must_sync: bool
+    snapshot: tuple[int, int, bytes] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +98,23 @@ class Rejected:
 
 
 @dataclass(frozen=True, slots=True)
+class Declined:
+    """What was asked for under ``ticket`` was surely not done, and why."""
+
+    ticket: object
+    error: TenureError
+
+
+@dataclass(frozen=True, slots=True)
 class Apply:
-    """Committed entries for the user's state machine, in order: index, term, bytes (None for a barrier)."""
+    """Committed entries for the user's state machine, in order: index, term, bytes (None for a barrier).
+
+    Whatever stood up to ``through`` in the log is applied now: a ticket at or below it that is not among the entries
+    was overtaken by another leader's entry.
+    """
 
     entries: list[tuple[int, int, bytes | None]]
+    through: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +122,45 @@ class Proved:
     """A quorum heard this leader after the proof behind ``ticket`` was asked for, and it still leads that term."""
 
     ticket: object
+
+
+@dataclass(frozen=True, slots=True)
+class MembersChanged:
+    """The configuration changes at ``entries`` (index, term) are applied. One more follows by itself if ``joint``."""
+
+    membership: Membership
+    joint: bool
+    entries: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SettingsChanged:
+    """The cluster's times are these from now on (R4); those of ticks count from this member's next start."""
+
+    settings: Settings
+    index: int
+    term: int
+
+
+@dataclass(frozen=True, slots=True)
+class TakeSnapshot:
+    """The state machines stand right behind the last Apply: take the user's part, then call ``snapshot_taken``."""
+
+    manifest: Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreSnapshot:
+    """Replace the user's state machine by the content that ``manifest`` names, before anything that follows."""
+
+    manifest: Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Compact:
+    """Let ``manifest`` stand durably for everything up to its index, then call ``compacted``."""
+
+    manifest: Manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +180,13 @@ Effect = (
     | Revoke
     | Proposed
     | Rejected
+    | Declined
     | Apply
     | Proved
+    | MembersChanged
+    | SettingsChanged
+    | TakeSnapshot
+    | RestoreSnapshot
+    | Compact
     | StateChanged
 )

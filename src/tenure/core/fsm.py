@@ -10,19 +10,11 @@ from __future__ import annotations
 import msgspec
 
 from tenure.core import commands
-from tenure.core.commands import Acquire, ChangeSettings, Release, Settings, Settled
+from tenure.core.commands import Acquire, ChangeSettings, MemberRecord, Recover, Release, Settings, Settled
 from tenure.invariants import invariant
 from tenure.types import GENERATION_SHIFT, TOKEN_LIMIT, FencingToken
 
 COUNT_MASK = (1 << GENERATION_SHIFT) - 1
-
-
-class MemberRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A member by its raft id (never used again), its name and the id of its data directory (R7)."""
-
-    raft_id: int
-    name: str
-    directory_id: str
 
 
 class ClusterRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -34,6 +26,26 @@ class ClusterRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     lineage: str
     members: tuple[MemberRecord, ...]
     settings: Settings
+
+
+class Membership(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Who belongs to the cluster after log entry ``index``, and under which generation and lineage (R16)."""
+
+    index: int
+    members: tuple[MemberRecord, ...]
+    voters: tuple[int, ...]
+    learners: tuple[int, ...] = ()
+    generation: int = 0
+    lineage: str = ""
+
+
+class Enrolment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a data directory keeps of the cluster that it belongs to, from its founding or its joining on (R7)."""
+
+    record: ClusterRecord
+    raft_id: int
+    #: The members as they were when this one was welcomed; None for a founding member.
+    membership: Membership | None = None
 
 
 class Holding(msgspec.Struct, frozen=True):
@@ -59,11 +71,25 @@ class ClusterState(msgspec.Struct, frozen=True):
     holding: Holding | None = None
     #: True while RELEASE is the very last entry of the log: only then may a new leader skip the wait (R9).
     released: bool = False
+    members: tuple[MemberRecord, ...] = ()
+    #: The highest raft id that was ever given: none is used twice (R7).
+    last_raft_id: int = 0
 
 
 def initial_state(record: ClusterRecord) -> ClusterState:
     """The state before the first log entry of a founded cluster."""
-    return ClusterState(settings=record.settings, lineage=record.lineage)
+    return ClusterState(
+        settings=record.settings,
+        lineage=record.lineage,
+        members=record.members,
+        last_raft_id=max((member.raft_id for member in record.members), default=0),
+    )
+
+
+def founding_membership(record: ClusterRecord) -> Membership:
+    """The members before the first log entry."""
+    voters = tuple(member.raft_id for member in record.members)
+    return Membership(index=0, members=record.members, voters=voters, lineage=record.lineage)
 
 
 def mint(state: ClusterState, floor: int) -> tuple[FencingToken, int, int]:
@@ -101,6 +127,11 @@ def apply_entry(state: ClusterState, data: bytes, *, index: int) -> ClusterState
         return _acquire(state, command)
     if isinstance(command, ChangeSettings):
         return msgspec.structs.replace(state, settings=command.settings, released=False)
+    if isinstance(command, Recover):
+        # The holding stays: its cover is what the next leader waits out, since the old one may still be alive (R16).
+        return msgspec.structs.replace(
+            state, generation=command.generation, lineage=command.lineage, last_count=0, released=False
+        )
     holding = state.holding
     is_holder = holding is not None and (holding.holder, holding.term, holding.incarnation) == (
         command.holder,
@@ -115,6 +146,18 @@ def apply_entry(state: ClusterState, data: bytes, *, index: int) -> ClusterState
         )
         return msgspec.structs.replace(state, holding=settled, released=False)
     return msgspec.structs.replace(state, released=False)
+
+
+def apply_members(state: ClusterState, context: bytes, *, index: int) -> ClusterState:
+    """The state after a change of the members that carried ``context``; the end of a joint one carries nothing."""
+    if not context:
+        return msgspec.structs.replace(state, released=False)
+    change = commands.decode_members(context, index=index)
+    added = {record.raft_id: record for record in change.added}
+    kept = [record for record in state.members if record.raft_id not in added and record.raft_id not in change.removed]
+    members = tuple(sorted([*kept, *added.values()], key=lambda record: record.raft_id))
+    last = max([state.last_raft_id, *added])
+    return msgspec.structs.replace(state, members=members, last_raft_id=last, released=False)
 
 
 def _acquire(state: ClusterState, command: Acquire) -> ClusterState:

@@ -8,16 +8,29 @@ for it, because nothing is handed out before ``persisted``.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
-from tenure.core import commands
+from tenure.core import commands, manifest
 from tenure.core.commands import Settings
 from tenure.core.consensus import Cadence, Consensus
-from tenure.core.effects import Apply, Effect, Proved, Rejected, Send, StateChanged
-from tenure.core.engine import Engine
-from tenure.core.fsm import ClusterRecord, ClusterState, apply_entry, initial_state
+from tenure.core.effects import (
+    Apply,
+    Compact,
+    Declined,
+    Effect,
+    MembersChanged,
+    Proved,
+    Rejected,
+    RestoreSnapshot,
+    Send,
+    SettingsChanged,
+    StateChanged,
+    TakeSnapshot,
+)
+from tenure.core.engine import Binding, Engine
+from tenure.core.fsm import ClusterRecord, ClusterState, Membership, apply_entry, apply_members, initial_state
 from tenure.core.holding import (
     FenceRefused,
     FenceUnavailable,
@@ -26,7 +39,11 @@ from tenure.core.holding import (
     Raised,
     RaiseMoved,
 )
+from tenure.core.manifest import Manifest
+from tenure.core.membership import Change, MemberState, Standing, member_states, plan
 from tenure.core.roles import SHOWN, Phase
+from tenure.core.snapshots import SnapshotLimits, SnapshotSchedule
+from tenure.errors import MembershipRefused, SnapshotRefused
 from tenure.instants import NS_PER_MS, LeaseSpan, Reading
 from tenure.types import LossReason, State
 
@@ -48,6 +65,7 @@ class View(msgspec.Struct, frozen=True):
     commit_index: int = 0
     applied_index: int = 0
     elections_observed: int = 0
+    snapshot_index: int = 0
     reason: str | None = None
 
     def shown_state(self, now: Reading) -> State:
@@ -74,15 +92,30 @@ class MemberCore:
         margin_ns: int,
         nonce: Callable[[], str],
         started: Reading,
-        proposal_dropped: type[Exception],
+        binding: Binding,
+        settings: Settings | None = None,
+        restored: Manifest | None = None,
+        snapshot_limits: SnapshotLimits | None = None,
     ) -> None:
-        settings = record.settings
+        """Start where ``engine`` starts: at the snapshot of ``restored``, if there is one, else at the founding.
+
+        ``settings`` are the last times that this member learned from the log; by default those of the founding.
+        """
+        settings = record.settings if settings is None else settings
         cadence = Cadence.of(settings.heartbeat_interval_ms, settings.election_timeout_ms)
         self.tick_ns = cadence.tick_ns
-        self.consensus = Consensus(
-            engine, raft_id=raft_id, cadence=cadence, started=started, proposal_dropped=proposal_dropped
-        )
-        self.state: ClusterState = initial_state(record)
+        self.consensus = Consensus(engine, raft_id=raft_id, cadence=cadence, started=started, binding=binding)
+        self._binding = binding
+        self.state: ClusterState = initial_state(record) if restored is None else restored.state
+        self._first_effects: list[Effect] = [] if restored is None else [RestoreSnapshot(restored)]
+        self.snapshots = SnapshotSchedule(SnapshotLimits() if snapshot_limits is None else snapshot_limits)
+        if restored is not None and restored.content is not None:
+            self.snapshots.restored(restored.content.size)
+        #: The index up to which the log is compacted, and the term there.
+        self.snapshot_index = 0 if restored is None else restored.index
+        self._members_index = self.snapshot_index
+        self._snapshot_tickets: list[object] = []
+        self._transfer_to: int | None = None
         self.holding = HoldingMachine(
             raft_id=raft_id,
             incarnation=incarnation,
@@ -102,7 +135,8 @@ class MemberCore:
         self._term_seen = engine.term
         #: The highest term whose hard state is durable: what the status shows.
         self.durable_term = engine.term
-        self.applied_index = 0
+        self.applied_index = self.snapshot_index
+        self._applied_term = 0 if restored is None else restored.term
         #: Every change of the term that this member observed since it started (``raft_election_count``).
         self.elections_observed = 0
 
@@ -110,13 +144,19 @@ class MemberCore:
 
     def tick(self, now: Reading) -> list[Effect]:
         """Time has passed. Call it several times a heartbeat."""
-        effects = self._settle(now)
+        effects, self._first_effects = self._first_effects, []
+        effects += self._settle(now)
         self.holding.tick(self.state, now)
         return effects + self._collect(now)
 
     def receive(self, sender: int, payload: bytes, now: Reading) -> list[Effect]:
         """A frame of the member ``sender`` arrived; its bytes are not trusted."""
-        self.consensus.receive(sender, payload)
+        return self.receive_all([(sender, payload)], now)
+
+    def receive_all(self, frames: Iterable[tuple[int, bytes]], now: Reading) -> list[Effect]:
+        """Frames arrived together, each with its sender: what they bring becomes durable by one save."""
+        for sender, payload in frames:
+            self.consensus.receive(sender, payload)
         return self._collect(now)
 
     def suspect(self, peer: int, now: Reading) -> list[Effect]:
@@ -130,11 +170,10 @@ class MemberCore:
         self.durable_term = max(self.durable_term, self._engine.term)
         effects = list(progress.effects)
         effects += self._settle(now)
-        for index, term, kind, data in progress.committed:
-            self._apply(index, term, kind, data, now)
-        if self._user_entries:
-            effects.append(Apply(self._user_entries))
-            self._user_entries = []
+        if progress.snapshot is not None:
+            effects += self._restore(manifest.decode(progress.snapshot[2]))
+        if progress.committed:
+            effects += self._apply_all(progress.committed, now)
         for _, context in progress.read_states:
             if context in self._proofs:
                 # The engine can hand a proof out after stepping down (P8b): the term in the context decides.
@@ -170,14 +209,68 @@ class MemberCore:
         self.holding.body_returned(now)
         return self._collect(now)
 
-    def step_down(self, reason: LossReason, now: Reading) -> list[Effect]:
-        """Leave office if this member holds it or is on the way to it."""
+    def step_down(self, reason: LossReason, now: Reading, *, to: int | None = None) -> list[Effect]:
+        """Leave office if this member holds it or is on the way to it, in favour of ``to`` if that voter is active."""
+        self._transfer_to = to
         self.holding.end(reason, now)
         return self._collect(now)
 
-    def change_settings(self, settings: Settings, now: Reading) -> list[Effect]:
+    def change_settings(self, settings: Settings, now: Reading, ticket: object = None) -> list[Effect]:
         """Propose new times of the cluster (R4); a running holding keeps those of its ACQUIRE (R8)."""
-        self.consensus.propose(commands.encode(commands.ChangeSettings(settings)))
+        problem = commands.problem_of(settings)
+        if problem is not None:
+            return [Declined(ticket, MembershipRefused(problem))]
+        self.consensus.propose_for_user([(commands.encode(commands.ChangeSettings(settings)), ticket)])
+        return self._collect(now)
+
+    def change_members(self, changes: Sequence[Change], ticket: object, now: Reading) -> list[Effect]:
+        """Propose a change of the members; answered by Proposed, Rejected or Declined, later by MembersChanged."""
+        if self._engine.role != "leader":
+            return [Rejected([ticket])]
+        try:
+            steps, context = plan(changes, self.state, self._standing())
+        except MembershipRefused as error:
+            return [Declined(ticket, error)]
+        self.consensus.propose_members(steps, context, ticket)
+        return self._collect(now)
+
+    def vouch_for(self, ids: list[int], now: Reading) -> list[Effect]:
+        """Let frames of these members in, although this one has not applied that they are members."""
+        self.consensus.vouch_for(ids)
+        return self._collect(now)
+
+    def ask_snapshot(self, ticket: object, now: Reading) -> list[Effect]:
+        """Take a snapshot at the next chance; answered by Compact's end (``compacted``) or Declined."""
+        if self.applied_index <= self.snapshot_index and not self.snapshots.under_way:
+            return [Declined(ticket, SnapshotRefused("nothing was applied since the last snapshot"))]
+        self._snapshot_tickets.append(ticket)
+        self.snapshots.ask()
+        return self._take_snapshot_if_due()
+
+    def snapshot_taken(self, taken: Manifest | None, now: Reading) -> list[Effect]:
+        """The user's part of the snapshot is durable, or (None) it could not be taken."""
+        if taken is None or taken.index <= self.snapshot_index:
+            self.snapshots.end(size_bytes=None)
+            tickets, self._snapshot_tickets = self._snapshot_tickets, []
+            refusal = SnapshotRefused("the snapshot could not be taken; the node's log says why")
+            return [Declined(ticket, refusal) for ticket in tickets]
+        return [Compact(taken)]
+
+    def compacted(self, taken: Manifest, now: Reading) -> list[Effect]:
+        """The manifest stands durably for the log up to its index."""
+        effects: list[Effect] = []
+        if taken.index > self.snapshot_index:
+            self.snapshot_index = taken.index
+            keep = self.snapshots.limits.keep_entries
+            self.consensus.compact(taken.index, manifest.encode(taken), keep=keep)
+            self.snapshots.end(size_bytes=0 if taken.content is None else taken.content.size)
+            effects = [Proved(ticket) for ticket in self._snapshot_tickets]
+            self._snapshot_tickets = []
+        return effects + self._collect(now)
+
+    def snapshot_lost(self, peer: int, now: Reading) -> list[Effect]:
+        """The snapshot that was sent to ``peer`` did not arrive there."""
+        self.consensus.snapshot_lost(peer)
         return self._collect(now)
 
     def propose(self, commands: Iterable[tuple[bytes, object]], now: Reading) -> list[Effect]:
@@ -209,11 +302,35 @@ class MemberCore:
             token=machine.token or None,
             votes_for_me=engine.granted_votes,
             voters=len(engine.voters),
+            snapshot_index=self.snapshot_index,
             commit_index=engine.commit,
             applied_index=self.applied_index,
             elections_observed=self.elections_observed,
             reason=machine.reason,
         )
+
+    def membership(self) -> Membership:
+        """Who belongs to the cluster after what is applied here."""
+        return Membership(
+            index=self._members_index,
+            members=self.state.members,
+            voters=tuple(self._engine.voters),
+            learners=tuple(self._engine.learners),
+            generation=self.state.generation,
+            lineage=self.state.lineage,
+        )
+
+    def members(self) -> list[MemberState]:
+        """Every member as this one sees it now."""
+        return member_states(self.state, self._standing(), leader=self._engine.leader_id, own=self._raft_id)
+
+    def _standing(self) -> Standing:
+        engine = self._engine
+        return Standing(engine.voters, engine.learners, engine.commit, engine.progress())
+
+    def acknowledged_by(self, raft_id: int) -> int:
+        """The last log entry that this member acknowledged to this leader; 0 if this one does not lead."""
+        return next((entry[1] for entry in self._engine.progress() if entry[0] == raft_id), 0)
 
     @property
     def removed(self) -> bool:
@@ -222,11 +339,69 @@ class MemberCore:
 
     # -- inside ---------------------------------------------------------------------------------------------------
 
-    def _apply(self, index: int, term: int, kind: str, data: bytes, now: Reading) -> None:
-        self.applied_index = index
-        if kind == "conf_change":
-            self._removed = self._raft_id not in self._engine.voters
-            return
+    def _apply_all(self, committed: list[tuple[int, int, str, bytes]], now: Reading) -> list[Effect]:
+        settings, changes = self.state.settings, []
+        effects: list[Effect] = []
+        for index, term, kind, data in committed:
+            self.snapshots.applied(len(data))
+            if kind == "conf_change":
+                _, context = self._binding.decode_conf_change(data)
+                self.state = apply_members(self.state, context, index=index)
+                self._members_index = index
+                changes.append((index, term))
+            else:
+                lineage = self.state.lineage
+                self._apply(index, term, data, now)
+                if self.state.settings is not settings:
+                    settings = self.state.settings
+                    effects.append(SettingsChanged(settings, index, term))
+                if self.state.lineage != lineage:
+                    self._members_index = index
+                    changes.append((index, term))
+        self.applied_index, self._applied_term = committed[-1][0], committed[-1][1]
+        if changes:
+            effects.append(self._members_changed(tuple(changes)))
+        # Behind the news of members and settings: what is at or below ``through`` and was not told is overtaken.
+        entries, self._user_entries = self._user_entries, []
+        effects.append(Apply(entries, self.applied_index))
+        return effects + self._take_snapshot_if_due()
+
+    def _members_changed(self, entries: tuple[tuple[int, int], ...]) -> Effect:
+        configured = {*self._engine.voters, *self._engine.learners}
+        # One that joins is not configured either, until it has applied that its id was given.
+        self._removed = self._raft_id not in configured and self._raft_id <= self.state.last_raft_id
+        return MembersChanged(self.membership(), self._engine.joint, entries)
+
+    def _restore(self, restored: Manifest) -> list[Effect]:
+        """A leader's snapshot took the place of the log and of both state machines."""
+        self.state = restored.state
+        self.applied_index, self._applied_term = restored.index, restored.term
+        self.snapshot_index = self._members_index = restored.index
+        self.snapshots.restored(0 if restored.content is None else restored.content.size)
+        return [
+            RestoreSnapshot(restored),
+            self._members_changed(()),
+            SettingsChanged(self.state.settings, restored.index, restored.term),
+        ]
+
+    def _take_snapshot_if_due(self) -> list[Effect]:
+        # What is applied ends between two entries here, and a configuration in between is never snapshotted.
+        if not self.snapshots.is_due() or self._engine.joint:
+            return []
+        self.snapshots.begin()
+        return [
+            TakeSnapshot(
+                Manifest(
+                    index=self.applied_index,
+                    term=self._applied_term,
+                    state=self.state,
+                    voters=tuple(self._engine.voters),
+                    learners=tuple(self._engine.learners),
+                )
+            )
+        ]
+
+    def _apply(self, index: int, term: int, data: bytes, now: Reading) -> None:
         if data and data[0] in (commands.USER, commands.BARRIER):
             payload = data[1:] if data[0] == commands.USER else None
             self._user_entries.append((index, term, payload))
@@ -282,7 +457,7 @@ class MemberCore:
         machine.proposals, machine.reads = [], []
         if machine.leave is not None and not self.consensus.persisting:
             self._leave_office(transfer=machine.leave)
-            machine.leave = None
+            machine.leave = self._transfer_to = None
         # R10: whose earlier work has not returned may not lead, so it must not keep others from being elected.
         pumped = self.consensus.pump(now, stands=not machine.body_outstanding)
         self._watch_loss(now)
@@ -307,7 +482,8 @@ class MemberCore:
             if active and peer != self._raft_id and peer in self._engine.voters
         ]
         if transfer and candidates:
-            self._engine.transfer_leader(-max(candidates)[1])
+            wanted = [-peer for _, peer in candidates if -peer == self._transfer_to]
+            self._engine.transfer_leader(wanted[0] if wanted else -max(candidates)[1])
         else:
             self._engine.become_follower(0)
 

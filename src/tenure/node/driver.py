@@ -4,32 +4,37 @@
 
     application's loop                     node's thread
       member.status()   <-- published --     core.step(event, now) -> effects
-      HeldLeadership    <-- renew/revoke --  disk (one thread), transport, fence
+      HeldLeadership    <-- renew/revoke --  disk, snapshots (a thread of their own), transport, fence
       post(event)       --------------->     timers
 
 It holds no policy: every decision is the core's. Its own rules are R2 (one owner; a storage error, a broken engine or
 a bug ends the node, and nothing is sent afterwards) and R1's other half (what stands behind a Persist waits for it).
+Frames are only queued when they come: one step takes all that came meanwhile, and one fsync covers it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import secrets
 import threading
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import msgspec
 
 from tenure.config import Config
+from tenure.core import manifest
 from tenure.core.effects import (
     Apply,
+    Compact,
+    Declined,
     Effect,
     Grant,
+    MembersChanged,
     Persist,
     Proposed,
     Proved,
@@ -37,80 +42,76 @@ from tenure.core.effects import (
     ReadFence,
     Rejected,
     Renewed,
+    RestoreSnapshot,
     Revoke,
     Send,
+    SettingsChanged,
+    TakeSnapshot,
 )
-from tenure.core.fsm import ClusterRecord
+from tenure.core.founding import Hello
+from tenure.core.fsm import Enrolment, Membership
+from tenure.core.manifest import Manifest
 from tenure.core.member import MemberCore, View
+from tenure.core.membership import MemberState
 from tenure.core.roles import Phase
-from tenure.errors import EngineFailed, InvariantViolated, NodeClosed, StorageError, SyncFailed, TenureError
+from tenure.core.roster import Roster
+from tenure.errors import (
+    EngineFailed,
+    InvariantViolated,
+    MemberRemoved,
+    NodeClosed,
+    StorageError,
+    TenureError,
+)
 from tenure.fence import FenceStore
-from tenure.instants import NS_PER_MS, NS_PER_SECOND, LeaseSpan
+from tenure.instants import NS_PER_SECOND
 from tenure.node.clocks import read_clocks
-from tenure.node.engine import build_engine, proposal_dropped
+from tenure.node.disk import DISK_STALL_SECONDS, Disk
+from tenure.node.exchange import SnapshotExchange
 from tenure.node.fencing import FenceAdapter
 from tenure.node.founding import Founding
-from tenure.storage import DataDirectory
-from tenure.transport import TcpTransport, TransportHooks, load_certificates
-from tenure.types import Credential, LossReason, State
+from tenure.node.links import Links
+from tenure.node.listener import Listener
+from tenure.node.opening import Stores, build_core
+from tenure.node.ports import Ports
+from tenure.node.thread import NodeThread
+from tenure.storage import SnapshotStore, StoredSnapshot
+from tenure.transport import load_certificates
+from tenure.types import State
 
 logger = logging.getLogger("tenure.node")
+T = TypeVar("T")
 
-#: A write that is not durable after this long ends the node: its lease has lapsed long before (R2, R13).
-DISK_STALL_SECONDS = 10.0
 #: A call that the node's thread must answer (open, close) waits at most this long.
 CALL_TIMEOUT_SECONDS = 10.0
+#: A member that was removed goes on for so long, so that who asked for it hears the answer.
+REMOVED_SECONDS = 0.5
 
 
-class Listener:
-    """What the member does with the driver's news; called on the node's thread."""
-
-    def granted(self, term: int, credential: Credential, span: LeaseSpan) -> None:
-        """A leadership was won."""
-
-    def renewed(self, span: LeaseSpan) -> None:
-        """The running leadership's lease was renewed."""
-
-    def revoked(self, reason: LossReason) -> None:
-        """The running leadership is over."""
-
-    def changed(self, state: State, view: View) -> None:
-        """The state, the term or the reason that the status shows has changed."""
-
-    def published(self, view: View) -> None:
-        """The core was stepped; ``view`` is what it shows now."""
-
-    def user_effect(self, effect: Proposed | Rejected | Apply | Proved) -> None:
-        """The fate of the user's commands and proofs, and committed entries for the user's state machine, in order."""
-
-    def on_failure(self, error: BaseException) -> None:
-        """The node must stop (R2)."""
-
-
-class Driver:
+class Driver(NodeThread):
     """One node's thread. ``start`` opens it, ``stop`` ends it; everything else is posted to it."""
 
-    def __init__(self, config: Config, listener: Listener, *, dsn: str) -> None:
+    def __init__(self, config: Config, listener: Listener, *, dsn: str, ports: Ports | None = None) -> None:
+        super().__init__()
         self._config = config
         self._listener = listener
         self._dsn = dsn
-        self._thread: threading.Thread | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._opened: Future[None] = Future()
-        self._stopping: asyncio.Event | None = None
-        self._disk = ThreadPoolExecutor(1, thread_name_prefix="tenure-disk")
+        self._ports = Ports() if ports is None else ports
+        self._disk = Disk(config.node.data_dir, self.fail, stall_seconds=DISK_STALL_SECONDS)
+        self._files = ThreadPoolExecutor(1, thread_name_prefix="tenure-snapshots")
         self._core: MemberCore | None = None
-        self._transport: TcpTransport | None = None
-        self._directory: DataDirectory | None = None
+        self._links: Links | None = None
+        self._stores: Stores | None = None
         self._fence: FenceAdapter | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._error: BaseException | None = None
         self._leaving: list[Future[None]] = []
-        self._persisting_since: float | None = None
-        self._disk_hangs = False
+        self._failing = threading.Lock()
+        self._frames: list[tuple[int, bytes]] = []
+        self._removed = False
         self._last_shown: tuple[State, int, str | None] = (State.FOLLOWER, 0, None)
         self.incarnation = secrets.randbits(63) | 1
-        self.record: ClusterRecord | None = None
+        self.roster = Roster()
         self.published = View()
 
     # -- called by the application's loop -----------------------------------------------------------------------------
@@ -136,37 +137,58 @@ class Driver:
     async def close(self) -> None:
         """End the thread and wait for it. Idempotent; a cancellation only ends the waiting."""
         self.stop()
-        if not await asyncio.get_running_loop().run_in_executor(None, self.join, CALL_TIMEOUT_SECONDS):
-            logger.error("the node's thread did not end in %s s: its disk does not answer", CALL_TIMEOUT_SECONDS)
+        patience = 0.0 if self._disk.stalled else CALL_TIMEOUT_SECONDS
+        if not await asyncio.get_running_loop().run_in_executor(None, self.join, patience):
+            logger.error("the node's thread did not end in %s s: its disk does not answer", patience)
+
+    @property
+    def snapshots(self) -> SnapshotStore:
+        """The snapshot store, to be used on the thread of :meth:`on_files` alone."""
+        return _required(self._stores).snapshots
+
+    def url_of(self, name: str) -> str | None:
+        """The base URL of a member: the own file says it, else the member itself said it when it came."""
+        peer = self._config.raft.peers.get(name)
+        if peer is not None:
+            return peer.url
+        record = self.roster.find(name)
+        return record.url if record is not None else None
 
     # -- called by other threads ------------------------------------------------------------------------------------
 
-    def start(self) -> Future[None]:
-        """Start the thread. The future resolves once the directory is locked and the port is bound, or fails."""
-        self._thread = threading.Thread(target=self._run_thread, name="tenure-node", daemon=True)
-        self._thread.start()
-        return self._opened
-
     def post(self, event: Callable[[MemberCore], list[Effect]]) -> None:
         """Feed an event to the core from any thread. Dropped once the node has stopped."""
-        loop = self._loop
-        if loop is not None and not loop.is_closed():
-            with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(self._feed, event)
+        self.call(lambda: self._feed(event))
+
+    def ask(self, question: Callable[[MemberCore], T]) -> Future[T]:
+        """Ask the core from any thread; :class:`NodeClosed` while it is not there."""
+        return self.ask_thread(lambda: question(self._require_core()))
+
+    def ask_members(self) -> Future[tuple[list[MemberState], Membership | None, dict[str, Hello]]]:
+        """The members, what the roster knows, and the new directories that called."""
+
+        def answer() -> tuple[list[MemberState], Membership | None, dict[str, Hello]]:
+            states = self._core.members() if self._core is not None else []
+            return states, self.roster.membership(), dict(self.roster.applicants)
+
+        return self.ask_thread(answer)
 
     def note_refused(self, token: int, why: str) -> None:
         """Write a refusal into the fence's ledger, as well as it goes. Any thread."""
-        loop = self._loop
-        if loop is not None and not loop.is_closed():
-            with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(self._begin_note, token, why)
+        self.call(lambda: self._begin_note(token, why))
 
     def reload_certificates(self) -> None:
         """Have the transport look at the files of ``raft.tls`` now. Any thread."""
-        loop, transport = self._loop, self._transport
-        if loop is not None and transport is not None and not loop.is_closed():
-            with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(transport.reload_certificates)
+        if self._links is not None:
+            self.call(self._links.reload_certificates)
+
+    def content_taken(self, taken: Manifest | None) -> None:
+        """The user's part of a snapshot is durable, or (None) could not be taken. Any thread."""
+        self.post(lambda core: core.snapshot_taken(taken, read_clocks()))
+
+    def on_files(self, work: Callable[[], T]) -> Future[T]:
+        """Run ``work`` on the thread of the snapshot files. Any thread."""
+        return self._files.submit(work)
 
     def out_of_office(self) -> Future[None]:
         """Resolves once this member neither leads nor is on its way in or out of office. Any thread."""
@@ -179,130 +201,101 @@ class Driver:
         self.post(note)
         return future
 
-    def stop(self) -> None:
-        """Ask the thread to end; it closes the transport, the disk and the directory."""
-        loop = self._loop
-        if loop is not None and self._stopping is not None and not loop.is_closed():
-            with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(self._stopping.set)
-
-    def join(self, timeout_seconds: float) -> bool:
-        """Wait for the thread; False if it did not end in time."""
-        if self._thread is None:
-            return True
-        self._thread.join(timeout_seconds)
-        return not self._thread.is_alive()
-
     # -- the thread -------------------------------------------------------------------------------------------------
 
-    def _run_thread(self) -> None:
-        try:
-            with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-                self._loop = runner.get_loop()
-                runner.run(self._main())
-        except BaseException as error:  # noqa: BLE001 - the thread's last word: whatever it was must reach the owner.
-            self._fail(error)
-
-    async def _main(self) -> None:
+    async def main(self) -> None:
+        """See :class:`NodeThread`."""
         self._stopping = asyncio.Event()
         try:
             await self._open()
             self._opened.set_result(None)
-            await self._found_and_run()
+            await self._enrol_and_run(self._stopping)
         except BaseException as error:  # noqa: BLE001 - R2: storage errors, engine panics and bugs all end the node.
-            self._fail(error)
+            self.fail(error)
         finally:
             await self._close()
 
     async def _open(self) -> None:
         config = self._config
-        loop = asyncio.get_running_loop()
-        self._directory = await loop.run_in_executor(self._disk, self._open_directory)
-        self.record = await loop.run_in_executor(self._disk, lambda: self._require_directory().record)
+        self._stores = stores = await self._disk.run(lambda: Stores.open(config, self._ports))
+        enrolment, seen = await self._disk.run(lambda: (stores.directory.enrolment, stores.directory.peers_seen))
+        self.roster = Roster(
+            enrolment,
+            acknowledged=lambda raft_id: self._core.acknowledged_by(raft_id) if self._core is not None else 0,
+            seen=seen,
+        )
+        last_index = await self._build_core(enrolment) if enrolment is not None else 0
         self._founding = Founding(
             config,
-            directory_id=self._require_directory().directory_id,
+            self.roster,
+            directory_id=stores.directory.directory_id,
             incarnation=self.incarnation,
-            record=self.record,
+            starts=stores.directory.starts,
+            last_index=last_index,
         )
-        self._transport = TcpTransport(
-            listen=config.raft.listen,
-            peers={name: peer.raft for name, peer in config.raft.peers.items() if name != config.node.name},
-            hooks=TransportHooks(
-                identity=self._founding.identity,
-                admit=self._founding.admit,
-                raft_id_of=self._founding.raft_id_of,
-                on_payload=self._on_payload,
-                on_hello=self._founding.on_hello,
-                on_gone=self._on_gone,
-            ),
-            certificates=await loop.run_in_executor(self._disk, load_certificates, config),
+        self._links = links = Links(
+            config,
+            self.roster,
+            self._founding,
+            receive=self._receive,
+            gone=lambda raft_id: self._feed(lambda core: core.suspect(raft_id, read_clocks())),
+            seen=self._note_seen,
+            vouch=lambda ids: self._feed(lambda core: core.vouch_for(ids, read_clocks())),
         )
-        try:
-            await self._transport.start()
-        except OSError as error:
-            raise StorageError(
-                f"raft.listen {config.raft.listen} cannot be bound ({error.strerror}): "
-                "stop what uses it, or name another address"
-            ) from error
+        links.exchange = self._exchange(links, stores)
+        certificates = await self._disk.run(lambda: load_certificates(config))
+        await links.open(self._ports.transport, certificates)
 
-    def _open_directory(self) -> DataDirectory:
-        config = self._config
-        return DataDirectory.open(config.node.data_dir, node_name=config.node.name, cluster_name=config.cluster.name)
-
-    def _require_directory(self) -> DataDirectory:
-        if self._directory is None:
-            raise NodeClosed
-        return self._directory
-
-    async def _found_and_run(self) -> None:
-        stopping = asyncio.ensure_future(self._require_stopping().wait())
-        try:
-            if self.record is None:
-                record = await self._founding.found(stopping, on_reason=self._waiting)
-                if record is None:
-                    return
-                directory = self._require_directory()
-                await asyncio.get_running_loop().run_in_executor(self._disk, directory.found, record)
-                self.record = record
-                self._founding.record = record
-            await self._build_core(self.record)
-            await stopping
-        finally:
-            stopping.cancel()
-
-    def _require_stopping(self) -> asyncio.Event:
-        if self._stopping is None:
-            raise NodeClosed
-        return self._stopping
-
-    async def _build_core(self, record: ClusterRecord) -> None:
-        config = self._config
+    def _exchange(self, links: Links, stores: Stores) -> SnapshotExchange:
         loop = asyncio.get_running_loop()
-        stored = await loop.run_in_executor(self._disk, self._require_directory().store.load)
-        raft_id = next(member.raft_id for member in record.members if member.name == config.node.name)
-        if self._dsn:
-            store = FenceStore(self._dsn, config.fence.resource)
-            self._fence = FenceAdapter(
-                store, cluster_id=record.cluster_id, resource=config.fence.resource, holder=config.node.name
-            )
-        self._core = MemberCore(
-            build_engine(record, raft_id, stored),
-            record=record,
-            raft_id=raft_id,
-            incarnation=self.incarnation,
-            fenced=self._fence is not None,
-            margin_ns=config.lease.margin_ms * NS_PER_MS,
-            nonce=lambda: secrets.token_hex(16),
-            started=read_clocks(),
-            proposal_dropped=proposal_dropped(),
+        return SnapshotExchange(
+            stores.snapshots,
+            run=lambda work: loop.run_in_executor(self._files, work),
+            spawn=self._spawn,
+            send=lambda peer, payload: _required(links.transport).send(peer, payload),
+            deliver=self._receive,
+            lost=lambda peer: self._feed(lambda core: core.snapshot_lost(peer, read_clocks())),
+            clock=loop.time,
         )
-        if stored_settings_differ := self._founding.settings_differences(record):
-            logger.warning("the log's settings are used, this file differs: %s", "; ".join(stored_settings_differ))
-        self._tick()
+
+    async def _enrol_and_run(self, stopping: asyncio.Event) -> None:
+        stopped = asyncio.ensure_future(stopping.wait())
+        try:
+            if self.roster.enrolment is None:
+                enrolment = await self._founding.enrol(stopped, on_reason=self._waiting)
+                if enrolment is None:
+                    return
+                stores = _required(self._stores)
+                await self._disk.run(lambda: stores.directory.enrol(enrolment))
+                self.roster.enrol(enrolment)
+                await self._build_core(enrolment)
+                logger.info("this node belongs to cluster %s now", enrolment.record.cluster_id)
+            _required(self._links).members_changed()
+            self._tick()
+            await stopped
+        finally:
+            stopped.cancel()
+
+    async def _build_core(self, enrolment: Enrolment) -> int:
+        """The core over what the disk kept; the index of the last entry of its log."""
+        config, stores = self._config, _required(self._stores)
+        if self._dsn:
+            self._fence = FenceAdapter(
+                FenceStore(self._dsn, config.fence.resource),
+                cluster_id=enrolment.record.cluster_id,
+                resource=config.fence.resource,
+                holder=config.node.name,
+            )
+        self._core, last_index = await self._disk.run(
+            lambda: build_core(config, stores, enrolment, incarnation=self.incarnation, fenced=self._fence is not None)
+        )
+        return last_index
 
     def _waiting(self, reason: str) -> None:
         self.published = msgspec.structs.replace(self.published, reason=reason)
+
+    def _require_core(self) -> MemberCore:
+        return _required(self._core)
 
     # -- events and effects -----------------------------------------------------------------------------------------
 
@@ -311,23 +304,24 @@ class Driver:
         if core is None or loop is None or self._error is not None:
             return
         loop.call_later(core.tick_ns / NS_PER_SECOND, self._tick)
-        if self._persisting_since is not None and loop.time() - self._persisting_since > DISK_STALL_SECONDS:
-            self._disk_hangs = True
-            self._fail(
-                SyncFailed(
-                    f"the disk of {self._config.node.data_dir} has not finished a write for {DISK_STALL_SECONDS:g} s: "
-                    "this node must stop; look at the disk before it is started again"
-                )
-            )
-            return
         self._feed(lambda running: running.tick(read_clocks()))
+        if self._links is not None:
+            self._links.tick()
 
-    def _on_gone(self, raft_id: int) -> None:
-        self._feed(lambda core: core.suspect(raft_id, read_clocks()))
+    def _receive(self, sender: int, payload: bytes) -> None:
+        if self._core is None:
+            return
+        if not self._frames:
+            asyncio.get_running_loop().call_soon(self._feed, self._take_frames)
+        self._frames.append((sender, payload))
 
-    def _on_payload(self, sender: int, payload: bytes) -> None:
-        if self._core is not None:
-            self._feed(lambda core: core.receive(sender, payload, read_clocks()))
+    def _take_frames(self, core: MemberCore) -> list[Effect]:
+        frames, self._frames = self._frames, []
+        return core.receive_all(frames, read_clocks())
+
+    def _note_seen(self, hello: Hello) -> None:
+        directory = _required(self._stores).directory
+        self._disk.watched(lambda: directory.note_seen(hello.directory_id, hello.starts, hello.incarnation))
 
     def _feed(self, event: Callable[[MemberCore], list[Effect]]) -> None:
         """Step the core and run its effects; whatever goes wrong ends the node (R2)."""
@@ -338,71 +332,94 @@ class Driver:
             self._run(core, event(core))
             self._publish(core)
         except BaseException as error:  # noqa: BLE001 - an engine panic is a BaseException, and so is a broken invariant.
-            self._fail(error)
+            self.fail(error)
 
     def _run(self, core: MemberCore, effects: list[Effect]) -> None:
-        queue = deque(effects)
+        queue, sent = deque(effects), False
         while queue:
             effect = queue.popleft()
             match effect:
                 case Send(peer, payload):
-                    if self._transport is not None:
-                        self._transport.send(peer, payload)
+                    if self._links is not None:
+                        self._links.send(peer, payload)
+                        sent = True
                 case Persist():
-                    if effect.must_sync or effect.entries:
-                        self._begin_persist(effect)
-                    else:
-                        queue.extend(core.persisted(read_clocks()))
-                case Grant(term, credential, span):
-                    self._listener.granted(term, credential, span)
-                case Renewed(span):
-                    self._listener.renewed(span)
-                case Revoke():
-                    self._listener.revoked(effect.reason)
+                    # It is the last one: the core hands nothing out while it waits for it.
+                    if sent and (effect.must_sync or effect.entries):
+                        # What was sent leaves once this callback returns: the peers write while this disk does.
+                        asyncio.get_running_loop().call_soon(self._feed, partial(self._persist, effect))
+                        return
+                    queue.extend(self._persist(effect, core))
+                case TakeSnapshot(taken) if not self._listener.has_content:
+                    queue.extendleft(reversed(core.snapshot_taken(taken, read_clocks())))
                 case ReadFence() | RaiseFence():
                     self._begin_fence(core, effect)
-                case Proposed() | Rejected() | Apply() | Proved():
-                    self._listener.user_effect(effect)
+                case Compact(taken):
+                    asyncio.get_running_loop().call_soon(self._feed, partial(self._compact, taken))
                 case _:
-                    pass
+                    self._tell(core, effect)
 
-    def _begin_persist(self, effect: Persist) -> None:
-        store = self._require_directory().store
-        future = asyncio.get_running_loop().run_in_executor(
-            self._disk,
-            lambda: store.save(first=effect.first, entries=effect.entries, hard_state=effect.hard_state),
-        )
-        self._persisting_since = asyncio.get_running_loop().time()
-        future.add_done_callback(self._end_persist)
+    def _tell(self, core: MemberCore, effect: Effect) -> None:
+        """Effects that are news for the application's side."""
+        match effect:
+            case Grant(term, credential, span):
+                self._listener.granted(term, credential, span)
+            case Renewed(span):
+                self._listener.renewed(span)
+            case Revoke():
+                self._listener.revoked(effect.reason)
+            case MembersChanged() | SettingsChanged():
+                self._note_change(core, effect)
+                self._listener.user_effect(effect)
+            case Proposed() | Rejected() | Declined() | Apply() | Proved() | TakeSnapshot() | RestoreSnapshot():
+                self._listener.user_effect(effect)
+            case _:
+                pass
 
-    def _end_persist(self, future: asyncio.Future[None]) -> None:
-        self._persisting_since = None
-        if future.cancelled():
+    def _persist(self, effect: Persist, core: MemberCore) -> list[Effect]:
+        if effect.must_sync or effect.entries:
+            self._disk.save(_required(self._stores).log, effect)
+        return core.persisted(read_clocks())
+
+    def _compact(self, taken: Manifest, core: MemberCore) -> list[Effect]:
+        """Make the manifest durable in place of the log behind it, then let the engine and the older files go."""
+        stores = _required(self._stores)
+        stored = StoredSnapshot(taken.index, taken.term, manifest.encode(taken))
+        self._disk.watched(lambda: stores.log.compact(stored))
+        self.on_files(stores.snapshots.prune)
+        return core.compacted(taken, read_clocks())
+
+    def _note_change(self, core: MemberCore, effect: MembersChanged | SettingsChanged) -> None:
+        if isinstance(effect, SettingsChanged):
+            directory = _required(self._stores).directory
+            self._disk.watched(lambda: directory.keep_settings(effect.settings))
             return
-        error = future.exception()
-        if error is not None:
-            self._fail(error)
-        else:
-            self._feed(lambda core: core.persisted(read_clocks()))
+        self.roster.applied(effect.membership)
+        if self._links is not None and self._links.transport is not None:
+            # The core is being stepped right now: what it is told of this waits until it is done.
+            _running_loop().call_soon(self._links.members_changed)
+        if core.removed and not self._removed:
+            self._removed = True
+            removal = MemberRemoved(
+                f"{self._config.node.name} was removed from the cluster: this node stops. To add it again, give it a "
+                "new data directory"
+            )
+            _running_loop().call_later(REMOVED_SECONDS, self.fail, removal)
 
     def _begin_fence(self, core: MemberCore, effect: ReadFence | RaiseFence) -> None:
-        fence = self._fence
-        if fence is None:
+        if self._fence is None:
             raise InvariantViolated("the core asked for a fence that was not configured")
+        self._spawn(self._ask_fence(self._fence, core, effect))
+
+    async def _ask_fence(self, fence: FenceAdapter, core: MemberCore, effect: ReadFence | RaiseFence) -> None:
         if isinstance(effect, ReadFence):
-            self._spawn(self._read_fence(fence, core, effect.request))
-        else:
-            self._spawn(self._raise_fence(fence, core, effect))
-
-    async def _read_fence(self, fence: FenceAdapter, core: MemberCore, request: int) -> None:
-        answer = await fence.read(core.state)
-        self._feed(lambda running: running.fence_read(request, answer, read_clocks()))
-
-    async def _raise_fence(self, fence: FenceAdapter, core: MemberCore, effect: RaiseFence) -> None:
-        answer = await fence.raise_token(
+            read = await fence.read(core.state)
+            self._feed(lambda running: running.fence_read(effect.request, read, read_clocks()))
+            return
+        raised = await fence.raise_token(
             effect.credential, effect.expected, generation=effect.generation, lineage=core.state.lineage
         )
-        self._feed(lambda running: running.fence_raised(effect.request, answer, read_clocks()))
+        self._feed(lambda running: running.fence_raised(effect.request, raised, read_clocks()))
 
     def _begin_note(self, token: int, why: str) -> None:
         if self._fence is not None:
@@ -416,7 +433,7 @@ class Driver:
     def _end_task(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            self._fail(error)
+            self.fail(error)
 
     def _publish(self, core: MemberCore) -> None:
         self.published = core.view()
@@ -434,21 +451,21 @@ class Driver:
 
     # -- the end ----------------------------------------------------------------------------------------------------
 
-    def _fail(self, error: BaseException) -> None:
-        """R2: the node is unusable. Leadership ends, nothing more is sent, the owner is told to exit."""
-        if self._error is not None:
-            return
+    def fail(self, error: BaseException) -> None:
+        """R2: the node is unusable. Leadership ends, nothing more is sent, the owner is told to exit. Any thread."""
         if not isinstance(error, TenureError | InvariantViolated | asyncio.CancelledError):
             wrapped = EngineFailed(f"{type(error).__name__}: {error}")
             wrapped.__cause__ = error
             error = wrapped
-        self._error = error
+        with self._failing:
+            if self._error is not None:
+                return
+            self._error = error
         self.published = msgspec.structs.replace(self.published, phase=Phase.FOLLOWING, span=None, reason=str(error))
         if not self._opened.done():
             self._opened.set_exception(error)
         self._listener.on_failure(error)
-        if self._stopping is not None:
-            self._stopping.set()
+        self.stop()
 
     async def _close(self) -> None:
         # Nothing is fed to the core any more, or it could ask the fence for something after that was closed.
@@ -459,24 +476,23 @@ class Driver:
         closers: list[Awaitable[None]] = []
         for task in list(self._tasks):
             task.cancel()
-        if self._transport is not None:
-            closers.append(self._transport.close())
+        if self._links is not None and self._links.transport is not None:
+            closers.append(self._links.transport.close())
         if self._fence is not None:
             closers.append(self._fence.close())
         await asyncio.gather(*closers, return_exceptions=True)
-        if self._disk_hangs:
-            # The disk hangs: its thread cannot be waited for. The lock on the directory ends with the process.
-            self._disk.shutdown(wait=False)
-            return
-        if self._directory is not None:
-            await asyncio.get_running_loop().run_in_executor(self._disk, self._directory.close)
-        self._disk.shutdown(wait=True)
+        if self._stores is not None:
+            await self._disk.run(self._stores.close)
+        self._disk.close()
+        self._files.shutdown(wait=False)
 
 
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """Use uvloop where it is installed: it halves the cost of a wake-up."""
-    try:
-        import uvloop
-    except ImportError:
-        return None
-    return uvloop.new_event_loop
+def _running_loop() -> asyncio.AbstractEventLoop:
+    return asyncio.get_running_loop()
+
+
+def _required(part: T | None) -> T:
+    """A part that is there while the node is open."""
+    if part is None:
+        raise NodeClosed
+    return part

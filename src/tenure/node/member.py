@@ -22,9 +22,12 @@ from tenure.core.roles import Phase
 from tenure.errors import NodeClosed
 from tenure.instants import NS_PER_MS, LeaseSpan, Reading, margin_within
 from tenure.leadership import HeldLeadership
+from tenure.node.administration import CHANGE_TIMEOUT_MS, Administration
 from tenure.node.clocks import read_clocks
-from tenure.node.driver import Driver, Listener
+from tenure.node.driver import Driver
 from tenure.node.engine import require_engine
+from tenure.node.listener import UserEffect
+from tenure.node.requests import Requests
 from tenure.types import Credential, LossReason, PeerInfo, State, Status
 
 journal_logger = logging.getLogger("tenure.journal")
@@ -41,12 +44,13 @@ class RoleChange(msgspec.Struct, frozen=True):
     reason: str | None
 
 
-class Member(Listener):
+class Member(Administration):
     """One member of a cluster; made by :func:`tenure.open`. Bound to the event loop on which it was entered."""
 
     def __init__(self, config: Config, *, dsn: str) -> None:
         self._config = config
         self._driver = Driver(config, self, dsn=dsn)
+        self._requests = Requests()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._current: HeldLeadership | None = None
         self._span = LeaseSpan(Reading(0, 0), 0)
@@ -74,6 +78,7 @@ class Member(Listener):
         self._loop = asyncio.get_running_loop()
         self._failed = self._loop.create_future()
         await self._driver.open()
+        self._requests.start(self._loop)
         return self
 
     async def __aexit__(
@@ -93,7 +98,10 @@ class Member(Listener):
                 await self._hand_over()
         finally:
             self._offers.put_nowait(None)
-            await self._driver.close()
+            try:
+                await self._driver.close()
+            finally:
+                self._requests.end(NodeClosed())
 
     async def _hand_over(self) -> None:
         if self._current is not None:
@@ -144,6 +152,12 @@ class Member(Listener):
         self._driver.post(lambda core: core.step_down(LossReason.STEPPED_DOWN, read_clocks()))
         return True
 
+    async def transfer_leadership(self, to: str | None = None, *, timeout_ms: int = CHANGE_TIMEOUT_MS) -> str:
+        """See :meth:`Administration.transfer_leadership`; the running leadership's body is cancelled first."""
+        if self._current is not None and self._driver.published.raft_role == "leader":
+            self._current.revoke(LossReason.STEPPED_DOWN)
+        return await super().transfer_leadership(to, timeout_ms=timeout_ms)
+
     def reload_certificates(self) -> None:
         """Look at the files of ``raft.tls`` now instead of within seconds; what was found is logged. Any thread.
 
@@ -162,8 +176,8 @@ class Member(Listener):
     @property
     def cluster_id(self) -> str | None:
         """The id of the cluster, once it is founded."""
-        record = self._driver.record
-        return record.cluster_id if record else None
+        enrolment = self._driver.roster.enrolment
+        return enrolment.record.cluster_id if enrolment else None
 
     @property
     def incarnation(self) -> int:
@@ -178,11 +192,12 @@ class Member(Listener):
         return self._failed
 
     def cluster(self) -> list[PeerInfo]:
-        """The members as this node's configuration names them, by name."""
-        return [
-            PeerInfo(name=name, raft_address=peer.raft, url=peer.url)
-            for name, peer in sorted(self._config.raft.peers.items())
-        ]
+        """The members as this node knows them, by name; while its directory is new, those of its configuration."""
+        peers = {name: (peer.raft, peer.url) for name, peer in self._config.raft.peers.items()}
+        membership = self._driver.roster.membership()
+        if membership is not None:
+            peers = {record.name: peers.get(record.name, (record.address, record.url)) for record in membership.members}
+        return [PeerInfo(name=name, raft_address=raft, url=url) for name, (raft, url) in sorted(peers.items())]
 
     def status(self) -> Status:
         """This member's own view at this instant, judged against the lease's deadline now. Any thread."""
@@ -190,8 +205,7 @@ class Member(Listener):
         state = view.shown_state(now)
         if state is State.LEADER and self._current is not None and self._current.reason is not None:
             state = State.FOLLOWER
-        leader_name = self._leader_name(view, state)
-        peer = self._config.raft.peers.get(leader_name) if leader_name else None
+        leader_name = self._shown_leader(view, state)
         remaining_ns = view.span.remaining_ns(now) if view.span is not None and state is State.LEADER else 0
         return Status(
             state=state,
@@ -201,7 +215,7 @@ class Member(Listener):
             cluster_id=self.cluster_id,
             raft_role=view.raft_role,
             leader_name=leader_name,
-            leader_url=peer.url if peer else None,
+            leader_url=self._driver.url_of(leader_name) if leader_name else None,
             fencing_token=view.token if state is State.LEADER else None,
             lease_remaining_ms=remaining_ns // NS_PER_MS,
             votes_for_me=view.votes_for_me,
@@ -214,13 +228,10 @@ class Member(Listener):
             reason=view.reason or (self._loss_reason if state is not State.LEADER else None),
         )
 
-    def _leader_name(self, view: View, state: State) -> str | None:
+    def _shown_leader(self, view: View, state: State) -> str | None:
         if state is State.LEADER:
             return self.name
-        record = self._driver.record
-        if record is None or view.leader_id == 0:
-            return None
-        name = next((member.name for member in record.members if member.raft_id == view.leader_id), None)
+        name = self._leader_name(view)
         return None if name == self.name else name
 
     # -- the node's thread calls these --------------------------------------------------------------------------------
@@ -256,6 +267,11 @@ class Member(Listener):
         self.journal.append(change)
         journal_logger.info("role_changed", extra={"tenure": msgspec.structs.asdict(change)})
 
+    def user_effect(self, effect: UserEffect) -> None:
+        """See :class:`Listener`. There is no state machine here, only callers that wait."""
+        if not self._requests.is_idle():
+            self._on_loop(lambda: self._requests.take(effect, not_leader=self._not_leader()))
+
     def on_failure(self, error: BaseException) -> None:
         """See :class:`Listener`."""
         self.revoked(LossReason.FAILED)
@@ -275,7 +291,13 @@ class Member(Listener):
         self._error = error
         if self._failed is not None and not self._failed.done():
             self._failed.set_result(error)
+        self._requests.end(NodeClosed(f"the node failed: {error}"))
         self._offers.put_nowait(None)
+
+    def _require_open(self) -> asyncio.AbstractEventLoop:
+        if self._closed or self._error is not None or self._loop is None:
+            raise NodeClosed("the member is closed" if self._error is None else f"the node failed: {self._error}")
+        return self._loop
 
     def _offer(self, term: int, credential: Credential) -> None:
         loop, span = asyncio.get_running_loop(), self._span

@@ -4,7 +4,7 @@
 
     application's loop                              node's thread
       apply(data) --> outbox  -- one wake-up -->      propose the whole outbox at once
-      fsm.apply   <-- inbox   <-- one wake-up --      committed entries of a Ready, fates of proposals
+      fsm.apply   <-- inbox   <-- one wake-up --      committed entries of a Ready, fates of proposals, snapshots
 
 Each direction has at most one wake-up outstanding, so that the cost is paid per batch. The user's state machine runs
 on the application's loop, in log order, and on every member alike.
@@ -18,11 +18,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import heapq
 import logging
-import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -30,13 +28,24 @@ import msgspec
 
 from tenure.config import Config
 from tenure.core.commands import BARRIER, USER
-from tenure.core.effects import Apply, Effect, Proposed, Proved, Rejected
+from tenure.core.effects import (
+    Apply,
+    Effect,
+    RestoreSnapshot,
+    TakeSnapshot,
+)
+from tenure.core.manifest import Manifest
 from tenure.core.member import MemberCore, View
-from tenure.errors import InvariantViolated, NodeClosed, NotLeader, OutcomeUnknown, ProposalDropped, QuorumUnavailable
+from tenure.errors import NodeClosed, OutcomeUnknown, ProposalDropped, QuorumUnavailable
+from tenure.node.administration import Administration
 from tenure.node.clocks import read_clocks
-from tenure.node.driver import Driver, Listener
+from tenure.node.contents import ContentKeeper
+from tenure.node.driver import Driver
 from tenure.node.engine import require_engine
-from tenure.types import LossReason, State
+from tenure.node.listener import UserEffect
+from tenure.node.ports import Ports
+from tenure.node.requests import Requests
+from tenure.types import LossReason
 
 logger = logging.getLogger("tenure.raft")
 
@@ -44,25 +53,36 @@ APPLY_TIMEOUT_MS = 5000
 #: Commands that wait to be proposed or committed; more are refused at once, so that a slow quorum bounds memory.
 PENDING_MAX = 65_536
 COMMAND_BYTES_MAX = (1 << 20) - 1
-_SWEEP_SECONDS = 0.05
 _USER = bytes([USER])
 _BARRIER = bytes([BARRIER])
 
 
 class StateMachine(Protocol):
-    """The user's replicated state. Deterministic: the same entries give the same state on every member."""
+    """The user's replicated state. Deterministic: the same entries give the same state on every member.
+
+    All three run on the application's event loop, never two at once. What one raises ends the node: a state machine
+    that fails on one member only is no longer a replica.
+    """
 
     def apply(self, data: bytes, *, index: int, term: int) -> Any:
-        """Apply one committed entry; what it returns is the result of the leader's ``apply``.
+        """Apply one committed entry; what it returns is the result of the leader's ``apply``. It must not block."""
+        ...
 
-        It runs on the application's event loop and must not block it. What it raises ends the node: a state machine
-        that fails on one member only is no longer a replica.
+    def snapshot(self) -> Iterable[bytes]:
+        """The state as it is now, in pieces of any size.
+
+        The call itself is quick; what it returns is read to its end on another thread while more entries are applied,
+        so it must not change with them: a copy, or a generator over something that is not altered in place.
         """
+        ...
+
+    def restore(self, chunks: Iterable[bytes]) -> None:
+        """Replace the whole state by a snapshot: the same bytes that ``snapshot`` gave, in pieces of any size."""
         ...
 
 
 class RaftEvent(msgspec.Struct, frozen=True):
-    """What an observer sees: this member's role, the term, and the leader's name where it is known."""
+    """What an observer is told: the present role, term and leader. Level-triggered: each holds until the next one."""
 
     role: str
     term: int
@@ -78,41 +98,42 @@ class Stats(msgspec.Struct, frozen=True):
     commit_index: int
     applied_index: int
     fsm_index: int
+    snapshot_index: int
     voters: int
     pending: int
     elections_observed: int
 
 
-class _Pending(msgspec.Struct):
-    """One command on its way: its future, and where it stands in the log once it does."""
+class RaftNode(Administration):
+    """One member of a replicated log; made by :meth:`open`. One event loop owns it."""
 
-    future: asyncio.Future[Any]
-    term: int = 0
-    index: int = 0
-
-
-class RaftNode(Listener):
-    """One member of a replicated log; made by :func:`tenure.raft.open_node`. One event loop owns it."""
+    has_content = True
 
     @classmethod
-    def open(cls, config: Config, fsm: StateMachine) -> RaftNode:
-        """A member of a replicated log over ``fsm``, to be entered with ``async with``."""
-        return cls(config, fsm)
+    def open(cls, config: Config, fsm: StateMachine, *, ports: Ports | None = None) -> RaftNode:
+        """A member of a replicated log over ``fsm``, to be entered with ``async with``.
 
-    def __init__(self, config: Config, fsm: StateMachine) -> None:
+        ``ports`` brings a log store, a snapshot store or a transport of the user's own.
+        """
+        return cls(config, fsm, ports=ports)
+
+    def __init__(self, config: Config, fsm: StateMachine, *, ports: Ports | None = None) -> None:
+        for method in ("apply", "snapshot", "restore"):
+            if not callable(getattr(fsm, method, None)):
+                raise TypeError(
+                    f"a state machine needs apply, snapshot and restore: {type(fsm).__name__} lacks {method}"
+                )
         self._config = config
         self._fsm = fsm
-        self._driver = Driver(config, self, dsn="")
+        self._driver = Driver(config, self, dsn="", ports=ports)
+        self._requests = Requests()
+        self._contents = ContentKeeper(self._driver)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._outbox: deque[tuple[bytes, object]] = deque()
         self._outbox_woken = False
-        self._inbox: deque[Proposed | Rejected | Apply | Proved] = deque()
+        self._inbox: deque[UserEffect] = deque()
         self._inbox_woken = False
-        self._in_log: dict[int, _Pending] = {}
-        self._waiting = 0
-        self._deadlines: list[tuple[float, int, _Pending]] = []
-        self._deadline_number = 0
-        self._sweeper: asyncio.TimerHandle | None = None
+        self._restoring: asyncio.Task[None] | None = None
         self._observers: list[asyncio.Queue[RaftEvent | None]] = []
         self._last_event = RaftEvent("follower", 0, None)
         self._fsm_index = 0
@@ -123,7 +144,7 @@ class RaftNode(Listener):
     # -- life -------------------------------------------------------------------------------------------------------
 
     async def __aenter__(self) -> RaftNode:
-        """Open the node: lock its directory, bind its port, begin to found or to run.
+        """Open the node: lock its directory, bind its port, begin to found, to join or to run.
 
         Raises:
             ConfigError: the engine is not installed.
@@ -133,7 +154,7 @@ class RaftNode(Listener):
         self._loop = asyncio.get_running_loop()
         self.failed = self._loop.create_future()
         await self._driver.open()
-        self._sweeper = self._loop.call_later(_SWEEP_SECONDS, self._sweep)
+        self._requests.start(self._loop)
         return self
 
     async def __aexit__(
@@ -152,6 +173,8 @@ class RaftNode(Listener):
                     out = asyncio.wrap_future(self._driver.out_of_office())
                     await asyncio.wait_for(out, self._config.raft.election_timeout_ms / 1000)
         finally:
+            if self._restoring is not None:
+                self._restoring.cancel()
             try:
                 await self._driver.close()
             finally:
@@ -187,20 +210,14 @@ class RaftNode(Listener):
             NotLeader: it does not lead.
             QuorumUnavailable: no quorum answered within ``timeout_ms``.
         """
-        pending = self._track(timeout_ms)
+        self._require_open()
+        pending = self._requests.track(timeout_ms)
         self._driver.post(lambda core: core.prove_leadership(pending, read_clocks()))
         try:
             await pending.future
         except OutcomeUnknown:
             view = self._driver.published
             raise QuorumUnavailable(reachable=0, needed=view.voters // 2 + 1) from None
-
-    async def transfer_leadership(self) -> bool:
-        """Hand leadership to the most advanced member; False if this member does not lead."""
-        if self._driver.published.raft_role != "leader":
-            return False
-        self._driver.post(lambda core: core.step_down(LossReason.STEPPED_DOWN, read_clocks()))
-        return True
 
     # -- what it knows ----------------------------------------------------------------------------------------------
 
@@ -223,8 +240,9 @@ class RaftNode(Listener):
             commit_index=view.commit_index,
             applied_index=view.applied_index,
             fsm_index=self._fsm_index,
+            snapshot_index=view.snapshot_index,
             voters=view.voters,
-            pending=self._waiting,
+            pending=self._requests.waiting,
             elections_observed=view.elections_observed,
         )
 
@@ -255,15 +273,14 @@ class RaftNode(Listener):
             self._last_event = event
             self._on_loop(lambda: self._tell(event))
 
-    def user_effect(self, effect: Proposed | Rejected | Apply | Proved) -> None:
+    def user_effect(self, effect: UserEffect) -> None:
         """See :class:`Listener`."""
+        if isinstance(effect, Apply) and not effect.entries and self._requests.is_idle() and not self._inbox:
+            return
         self._inbox.append(effect)
         if not self._inbox_woken:
             self._inbox_woken = True
             self._on_loop(self._take_inbox)
-
-    def changed(self, state: State, view: View) -> None:
-        """See :class:`Listener`."""
 
     def on_failure(self, error: BaseException) -> None:
         """See :class:`Listener`."""
@@ -275,31 +292,19 @@ class RaftNode(Listener):
         self._require_open()
         if self._driver.published.raft_role != "leader":
             raise self._not_leader()
-        if self._waiting >= PENDING_MAX:
+        if self._requests.waiting >= PENDING_MAX:
             raise ProposalDropped(f"{PENDING_MAX} commands wait already: nothing was proposed")
-        pending = self._track(timeout_ms)
+        pending = self._requests.track(timeout_ms)
         self._outbox.append((payload, pending))
         if not self._outbox_woken:
             self._outbox_woken = True
             self._driver.post(self._propose)
         return await pending.future
 
-    def _track(self, timeout_ms: int) -> _Pending:
-        pending = _Pending(self._require_open().create_future())
-        self._waiting += 1
-        pending.future.add_done_callback(self._count_down)
-        self._deadline_number += 1
-        deadline = time.monotonic() + timeout_ms / 1000
-        heapq.heappush(self._deadlines, (deadline, self._deadline_number, pending))
-        return pending
-
     def _require_open(self) -> asyncio.AbstractEventLoop:
         if self._closed or self._error is not None or self._loop is None:
             raise NodeClosed("the node is closed" if self._error is None else f"the node failed: {self._error}")
         return self._loop
-
-    def _count_down(self, _: object) -> None:
-        self._waiting -= 1
 
     def _propose(self, core: MemberCore) -> list[Effect]:
         """On the node's thread: everything that waits goes out as one proposal."""
@@ -313,31 +318,22 @@ class RaftNode(Listener):
     def _take_inbox(self) -> None:
         self._inbox_woken = False
         with contextlib.suppress(IndexError):
-            while True:
+            while self._restoring is None and self._error is None:
                 self._take(self._inbox.popleft())
 
-    def _take(self, effect: Proposed | Rejected | Apply | Proved) -> None:
+    def _take(self, effect: UserEffect) -> None:
         match effect:
-            case Apply(entries):
+            case Apply(entries, through):
                 for index, term, data in entries:
                     self._apply(index, term, data)
-            case Proposed(first, term, tickets):
-                for index, pending in enumerate(tickets, start=first):
-                    self._enter_in_log(index, term, pending)
-            case Rejected(tickets):
-                for pending in tickets:
-                    self._settle(pending, error=self._not_leader())
-            case Proved(ticket):
-                self._settle(ticket, result=None)
-
-    def _enter_in_log(self, index: int, term: int, ticket: object) -> None:
-        if not isinstance(ticket, _Pending):
-            raise InvariantViolated("a ticket of ours came back as something else")
-        ticket.term, ticket.index = term, index
-        older = self._in_log.get(index)
-        if older is not None:
-            self._settle(older, error=_overtaken())
-        self._in_log[index] = ticket
+                self._requests.overtaken_through(through)
+            case TakeSnapshot(taken):
+                self._snapshot(taken)
+            case RestoreSnapshot(restored):
+                if self._loop is not None:
+                    self._restoring = self._loop.create_task(self._restore(restored))
+            case _:
+                self._requests.take(effect, not_leader=self._not_leader())
 
     def _apply(self, index: int, term: int, data: bytes | None) -> None:
         if self._error is not None:
@@ -347,42 +343,39 @@ class RaftNode(Listener):
             try:
                 result = self._fsm.apply(data, index=index, term=term)
             except Exception as error:  # noqa: BLE001 - whatever it is, this member is no replica any more.
-                self._fail(error)
-                self._driver.stop()
+                self._fail_and_stop(error)
                 return
         self._fsm_index = index
-        pending = self._in_log.pop(index, None)
-        if pending is None:
-            return
-        if pending.term == term:
-            self._settle(pending, result=result)
-        else:
-            self._settle(pending, error=_overtaken())
+        self._requests.applied(index, term, result)
 
-    def _settle(self, ticket: object, *, result: Any = None, error: Exception | None = None) -> None:
-        if not isinstance(ticket, _Pending) or ticket.future.done():
+    def _snapshot(self, taken: Manifest) -> None:
+        try:
+            chunks = self._fsm.snapshot()
+        except Exception as error:  # noqa: BLE001 - see _apply.
+            self._fail_and_stop(error)
             return
-        if error is None:
-            ticket.future.set_result(result)
-        else:
-            ticket.future.set_exception(error)
+        self._contents.keep(taken, chunks)
 
-    def _sweep(self) -> None:
-        """End what waited too long. A coarse clock: one timer for all calls instead of one for each."""
-        now = time.monotonic()
-        while self._deadlines and (self._deadlines[0][0] <= now or self._deadlines[0][2].future.done()):
-            _, _, pending = heapq.heappop(self._deadlines)
-            if pending.future.done():
-                continue
-            if pending.index:
-                self._in_log.pop(pending.index, None)
-            self._settle(pending, error=OutcomeUnknown("no answer within the timeout: it may or may not be applied"))
-        if self._loop is not None and not self._closed:
-            self._sweeper = self._loop.call_later(_SWEEP_SECONDS, self._sweep)
+    async def _restore(self, restored: Manifest) -> None:
+        """Nothing is applied until the state machine has taken the snapshot over."""
+        try:
+            if restored.content is not None:
+                with await self._contents.open(restored.content) as chunks:
+                    self._fsm.restore(chunks)
+            self._fsm_index = restored.index
+        except Exception as error:  # noqa: BLE001 - see _apply.
+            self._fail_and_stop(error)
+            return
+        self._restoring = None
+        self._take_inbox()
 
     def _tell(self, event: RaftEvent) -> None:
         for queue in self._observers:
             queue.put_nowait(event)
+
+    def _fail_and_stop(self, error: BaseException) -> None:
+        self._fail(error)
+        self._driver.stop()
 
     def _fail(self, error: BaseException) -> None:
         if self._error is None:
@@ -392,33 +385,12 @@ class RaftNode(Listener):
             self._end(NodeClosed(f"the node failed: {error}"))
 
     def _end(self, error: NodeClosed) -> None:
-        if self._sweeper is not None:
-            self._sweeper.cancel()
-        for _, _, pending in self._deadlines:
-            self._settle(pending, error=error)
-        self._deadlines.clear()
-        self._in_log.clear()
+        self._requests.end(error)
         for queue in self._observers:
             queue.put_nowait(None)
-
-    def _not_leader(self) -> NotLeader:
-        name = self._leader_name(self._driver.published)
-        peer = self._config.raft.peers.get(name) if name else None
-        return NotLeader(leader_name=name, leader_url=peer.url if peer else None)
-
-    def _leader_name(self, view: View) -> str | None:
-        record = self._driver.record
-        if record is None or view.leader_id == 0:
-            return None
-        return next((member.name for member in record.members if member.raft_id == view.leader_id), None)
 
     def _on_loop(self, call: Callable[[], None]) -> None:
         loop = self._loop
         if loop is not None and not loop.is_closed():
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(call)
-
-
-def _overtaken() -> ProposalDropped:
-    """Another leader's entry stands where ours stood: ours is gone for good."""
-    return ProposalDropped("another leader's entry took its place in the log")

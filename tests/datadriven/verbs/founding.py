@@ -5,8 +5,9 @@ from __future__ import annotations
 from datadriven.verbs import Line, verb
 from datadriven.world import World
 from support.virtual_cluster import SETTINGS
-from tenure.core.founding import PROTOCOL_VERSION, Hello, Refuse, Wait, admit, decide
-from tenure.core.fsm import ClusterRecord
+from tenure.core.founding import PROTOCOL_VERSION, Apply, Hello, Refuse, Wait, decide
+from tenure.core.fsm import Enrolment
+from tenure.core.roster import Roster
 
 
 class Directory:
@@ -14,14 +15,14 @@ class Directory:
 
     def __init__(self, name: str, life: int) -> None:
         self.name, self.life = name, life
-        self.record: ClusterRecord | None = None
+        self.enrolment: Enrolment | None = None
 
     def hello(self, names: tuple[str, ...]) -> Hello:
         """What it says first."""
         return Hello(
             protocol=PROTOCOL_VERSION,
             cluster_name="payments",
-            cluster_id=self.record.cluster_id if self.record else "",
+            cluster_id=self.enrolment.record.cluster_id if self.enrolment else "",
             name=self.name,
             directory_id=f"{self.name}-{self.life}",
             incarnation=1,
@@ -55,10 +56,12 @@ def found(world: World, line: Line) -> list[str]:
     decision = decide(own.hello(names), {other: world.directories[other].hello(names) for other in heard})
     if isinstance(decision, Wait):
         return _demanded(line, "wait", [f"{name} waits for {', '.join(decision.missing)}"])
+    if isinstance(decision, Apply):
+        return _demanded(line, "apply", [f"{name} asks to be added to cluster {decision.cluster_id}"])
     if isinstance(decision, Refuse):
         return _demanded(line, "refuse", [f"{name} refuses: {reason}" for reason in decision.reasons])
-    own.record = decision
-    return _demanded(line, "found", [f"{name} founds cluster {decision.cluster_id}"])
+    own.enrolment = decision
+    return _demanded(line, "found", [f"{name} founds cluster {decision.record.cluster_id}"])
 
 
 @verb("greet x from=y must=take")
@@ -66,7 +69,7 @@ def greet(world: World, line: Line) -> list[str]:
     """Whether a founded member takes the frames of another one."""
     name, other = line.word(), line.option("from", "")
     own, names = world.directories[name], tuple(world.directories)
-    problem = admit(own.hello(names), world.directories[other].hello(names), own.record)
+    problem = Roster(own.enrolment).admit(own.hello(names), world.directories[other].hello(names))
     if problem is None:
         return _demanded(line, "take", [f"{name} takes frames of {other}"])
     return _demanded(line, "refuse", [f"{name} refuses {other}: {problem}"])

@@ -1,0 +1,158 @@
+"""Who belongs to the cluster, as far as this member knows, and whose frames it takes (R3, R7, R16). Pure.
+
+It knows the members from three places: the founding record, the state machine as far as it is applied here, and what
+other members say of a later state. The newest of them counts, by log index: a member that lags behind a change must
+not refuse the very leader from which it could learn of it.
+
+An old copy of a disk is told in two ways. A directory counts its openings, so a copy comes with a count that was seen
+before, under another incarnation; and a leader remembers what each member has acknowledged to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tenure.core.commands import MemberRecord
+from tenure.core.founding import PROTOCOL_VERSION, Hello, Welcome
+from tenure.core.fsm import Enrolment, Membership, founding_membership
+
+#: New directories that asked to be added and are remembered; more than a cluster could want.
+APPLICANTS_MAX = 64
+
+
+class Roster:
+    """The members in this member's eyes. ``acknowledged`` tells what a member has acknowledged to this leader, or 0."""
+
+    def __init__(
+        self,
+        enrolment: Enrolment | None = None,
+        *,
+        acknowledged: Callable[[int], int] = lambda _: 0,
+        seen: dict[str, tuple[int, int]] | None = None,
+    ) -> None:
+        self._enrolment = enrolment
+        self._acknowledged = acknowledged
+        self._applied: Membership | None = None
+        self._heard: Membership | None = enrolment.membership if enrolment is not None else None
+        #: Directory id to how often it was opened and its incarnation then.
+        self._seen = dict(seen) if seen is not None else {}
+        self.applicants: dict[str, Hello] = {}
+        #: Counts every change of what ``membership`` returns.
+        self.version = 0
+
+    @property
+    def enrolment(self) -> Enrolment | None:
+        """To which cluster this member belongs; None while its directory is new."""
+        return self._enrolment
+
+    def enrol(self, enrolment: Enrolment) -> None:
+        """The directory is not new any more."""
+        self._enrolment, self._heard = enrolment, enrolment.membership
+        self.version += 1
+
+    def membership(self) -> Membership | None:
+        """The newest that is known; None while the directory is new."""
+        if self._enrolment is None:
+            return None
+        known = [founding_membership(self._enrolment.record)]
+        known += [membership for membership in (self._heard, self._applied) if membership is not None]
+        return max(known, key=lambda membership: membership.index)
+
+    def applied(self, membership: Membership) -> None:
+        """The state machine has applied a change of the members."""
+        self._applied = membership
+        for record in membership.members:
+            self.applicants.pop(record.name, None)
+        self.version += 1
+
+    def hear(self, membership: Membership) -> bool:
+        """An admitted member told what it knows; True if that is news."""
+        known = self.membership()
+        if known is None or membership.index <= known.index:
+            return False
+        self._heard = membership
+        self.version += 1
+        return True
+
+    def find(self, name: str) -> MemberRecord | None:
+        """The member of that name."""
+        membership = self.membership()
+        if membership is None:
+            return None
+        return next((record for record in membership.members if record.name == name), None)
+
+    def name_of(self, raft_id: int) -> str | None:
+        """The name of a member by its raft id."""
+        membership = self.membership()
+        if membership is None:
+            return None
+        return next((record.name for record in membership.members if record.raft_id == raft_id), None)
+
+    def welcome_for(self, hello: Hello) -> Welcome | None:
+        """What a new directory is told that is a member here: founded with this one, or added since."""
+        membership, enrolment = self.membership(), self._enrolment
+        if membership is None or enrolment is None or hello.cluster_id:
+            return None
+        record = self.find(hello.name)
+        if record is None or record.directory_id != hello.directory_id:
+            return None
+        return Welcome(record=enrolment.record, membership=membership)
+
+    def note_applicant(self, hello: Hello) -> None:
+        """A new directory called: it can be added by its name."""
+        if hello.name in self.applicants or len(self.applicants) < APPLICANTS_MAX:
+            self.applicants[hello.name] = hello
+
+    def admit(self, own: Hello, other: Hello, *, expected_name: str | None = None) -> str | None:
+        """Why a connection with ``other`` is refused, or None if its frames may be taken (R3, R7)."""
+        if other.protocol != PROTOCOL_VERSION:
+            return f"{other.name} speaks protocol {other.protocol}, this version speaks {PROTOCOL_VERSION}"
+        if other.cluster_name != own.cluster_name:
+            return (
+                f"{other.name} is of cluster {other.cluster_name!r}, this node is of {own.cluster_name!r} "
+                "(cluster.name)"
+            )
+        if expected_name is not None and other.name != expected_name:
+            return f"the address of {expected_name} is answered by {other.name} (check raft.peers)"
+        if self._enrolment is None or not other.cluster_id:
+            return "not founded yet"
+        cluster_id = self._enrolment.record.cluster_id
+        if other.cluster_id != cluster_id:
+            return f"{other.name} belongs to cluster {other.cluster_id}, this node to {cluster_id}"
+        return self._judge_directory(own, other)
+
+    def note_seen(self, other: Hello) -> bool:
+        """Remember an admitted directory's count of openings; True if it is news, to be kept durably."""
+        now = (other.starts, other.incarnation)
+        if self._seen.get(other.directory_id) == now:
+            return False
+        self._seen[other.directory_id] = now
+        return True
+
+    def _judge_directory(self, own: Hello, other: Hello) -> str | None:
+        record = self.find(other.name)
+        if record is None:
+            return f"{other.name} is not a member of this cluster: it was removed, or never added"
+        replace = f"run 'tenure member replace {other.name}' and give that node a new data directory"
+        if record.directory_id != other.directory_id:
+            return f"the data directory of {other.name} is not the one that is a member: it was replaced; {replace}"
+        if own.lineage != other.lineage:
+            return (
+                f"{other.name} follows lineage {other.lineage}, this node {own.lineage}: a lost quorum was recovered "
+                f"by force on one side; run 'tenure member replace' for the member of the older one"
+            )
+        starts, incarnation = self._seen.get(other.directory_id, (0, other.incarnation))
+        if other.incarnation == incarnation:
+            return None
+        if other.starts <= starts:
+            return (
+                f"the data directory of {other.name} is an old copy: it was opened {other.starts} times, and "
+                f"{starts} were seen; {replace}"
+            )
+        acknowledged = self._acknowledged(record.raft_id)
+        if other.last_index < acknowledged:
+            return (
+                f"the data directory of {other.name} is an old copy: its log ends at {other.last_index}, and it had "
+                f"acknowledged {acknowledged}; {replace}"
+            )
+        return None

@@ -1,0 +1,253 @@
+"""What an operator does with a running member: its members, snapshots and times; the same for every kind of node.
+
+Every call runs on the application's loop and is answered by the node's thread. A change of the members is judged by
+the leader, so it is asked of the leader; a snapshot is taken by any member.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+import msgspec
+
+from tenure.config import Config
+from tenure.core.commands import MemberRecord, Settings
+from tenure.core.effects import Effect
+from tenure.core.founding import Hello
+from tenure.core.member import MemberCore, View
+from tenure.core.membership import Add, Change, Demote, MemberRole, MemberState, Promote, Remove, even_warning
+from tenure.errors import MembershipRefused, NotCaughtUp, NotLeader, OutcomeUnknown
+from tenure.node.clocks import read_clocks
+from tenure.node.driver import Driver
+from tenure.node.listener import Listener
+from tenure.node.requests import Requests
+from tenure.types import LossReason
+
+CHANGE_TIMEOUT_MS = 10_000
+#: Joining and catching up: a large log takes its time.
+JOIN_TIMEOUT_MS = 600_000
+SNAPSHOT_TIMEOUT_MS = 600_000
+_LOOK_AGAIN_SECONDS = 0.1
+
+
+class MemberList(msgspec.Struct, frozen=True):
+    """The members as this one knows them, and the new directories that ask to be added."""
+
+    cluster_id: str | None
+    index: int
+    members: tuple[MemberState, ...]
+    applicants: tuple[str, ...]
+    #: What to say of an even number of voters, or None.
+    warning: str | None
+
+
+class Administration(Listener):
+    """The operations. A node derives from it and gives it its driver and its requests."""
+
+    _config: Config
+    _driver: Driver
+    _requests: Requests
+
+    def _require_open(self) -> asyncio.AbstractEventLoop:
+        raise NotImplementedError
+
+    # -- members ----------------------------------------------------------------------------------------------------
+
+    async def members(self) -> MemberList:
+        """Every member as this one sees it now. On the leader it also tells who has acknowledged what.
+
+        Raises:
+            NodeClosed: the node is closed or failed.
+        """
+        self._require_open()
+        states, membership, applicants = await asyncio.wrap_future(self._driver.ask_members())
+        voters = [state for state in states if state.role is MemberRole.VOTER]
+        enrolment = self._driver.roster.enrolment
+        return MemberList(
+            cluster_id=enrolment.record.cluster_id if enrolment else None,
+            index=membership.index if membership else 0,
+            members=tuple(states),
+            applicants=tuple(sorted(applicants)),
+            warning=even_warning(len(voters)),
+        )
+
+    async def add_learner(self, name: str, *, timeout_ms: int = CHANGE_TIMEOUT_MS) -> None:
+        """Add the new directory of that name, which is running and asks to be added, as a learner.
+
+        Returns once the change is applied here. Waits up to ``timeout_ms`` for the node to call, and as long again for
+        the change. Cancelling the call takes nothing back.
+
+        Raises:
+            NotLeader, ProposalDropped, MembershipRefused: surely not done.
+            OutcomeUnknown: the change was proposed and is not known to be applied: ask ``members``.
+        """
+        applicant = await self._applicant(name, timeout_ms)
+        await self.change_members([Add(_record_of(applicant))], timeout_ms=timeout_ms)
+
+    async def add_voter(self, name: str, *, timeout_ms: int = JOIN_TIMEOUT_MS) -> None:
+        """Add the node of that name as a learner unless it is one, wait until it has caught up, and let it vote.
+
+        Raises as :meth:`add_learner`; :class:`NotCaughtUp` if it lags after ``timeout_ms``: it stays a learner then.
+        """
+        deadline = time.monotonic() + timeout_ms / 1000
+        listed = await self.members()
+        if not any(state.name == name and state.role is MemberRole.LEARNER for state in listed.members):
+            await self.add_learner(name, timeout_ms=min(timeout_ms, CHANGE_TIMEOUT_MS))
+        while True:
+            try:
+                await self.promote(name)
+            except NotCaughtUp:
+                if time.monotonic() >= deadline:
+                    raise
+                await asyncio.sleep(_LOOK_AGAIN_SECONDS)
+            else:
+                return
+
+    async def promote(self, name: str, *, timeout_ms: int = CHANGE_TIMEOUT_MS) -> None:
+        """Let the learner vote; raises as :meth:`add_learner`, and :class:`NotCaughtUp`."""
+        await self.change_members([Promote(name)], timeout_ms=timeout_ms)
+
+    async def demote(self, name: str, *, timeout_ms: int = CHANGE_TIMEOUT_MS) -> None:
+        """Take the voter's vote: it goes on as a learner; raises as :meth:`add_learner`."""
+        await self.change_members([Demote(name)], timeout_ms=timeout_ms)
+
+    async def remove(self, name: str, *, timeout_ms: int = CHANGE_TIMEOUT_MS) -> None:
+        """Remove the member for good; its node ends by itself. Raises as :meth:`add_learner`.
+
+        A leader may remove itself: its lease ends when the change is applied (R12), and the others elect.
+        """
+        await self.change_members([Remove(name)], timeout_ms=timeout_ms)
+
+    async def change_members(self, changes: Sequence[Change], *, timeout_ms: int = CHANGE_TIMEOUT_MS) -> None:
+        """Make all ``changes`` as one, by joint consensus where there is more than one; raises as :meth:`add_learner`.
+
+        Returns once the cluster has left the joint configuration again.
+        """
+        self._require_open()
+        pending = self._requests.track(timeout_ms)
+        self._driver.post(lambda core: core.change_members(changes, pending, read_clocks()))
+        await pending.future
+
+    # -- leadership, snapshots, times -------------------------------------------------------------------------------
+
+    async def transfer_leadership(self, to: str | None = None, *, timeout_ms: int = CHANGE_TIMEOUT_MS) -> str:
+        """Hand leadership over, to ``to`` or the most advanced voter; the name of the member that leads then.
+
+        Work stops, the lease is released, then the other one is asked to take over (R10). If it does not within one
+        election timeout, this member steps down all the same and whoever is elected leads.
+
+        Raises:
+            NotLeader: this member does not lead; nothing was done.
+            MembershipRefused: ``to`` is no voter, or this member itself.
+            OutcomeUnknown: no other leader is known after ``timeout_ms``; this one has stepped down.
+        """
+        self._require_open()
+        if self._driver.published.raft_role != "leader":
+            raise self._not_leader()
+        target: int | None = None
+        if to is not None:
+            listed = await self.members()
+            target = next(
+                (s.raft_id for s in listed.members if s.name == to and s.role is MemberRole.VOTER and not s.leads), None
+            )
+            if target is None:
+                names = sorted(s.name for s in listed.members if s.role is MemberRole.VOTER and not s.leads)
+                raise MembershipRefused(f"{to} cannot take over; the other voters are {', '.join(names) or 'none'}")
+        term, deadline = self._driver.published.term, time.monotonic() + timeout_ms / 1000
+        self._driver.post(lambda core: core.step_down(LossReason.STEPPED_DOWN, read_clocks(), to=target))
+        while time.monotonic() < deadline:
+            self._require_open()
+            view = self._driver.published
+            leader = self._leader_name(view)
+            if view.term > term and leader is not None:
+                return leader
+            await asyncio.sleep(_LOOK_AGAIN_SECONDS / 10)
+        raise OutcomeUnknown("this member has stepped down, and no other leader is known yet")
+
+    async def snapshot(self, *, timeout_ms: int = SNAPSHOT_TIMEOUT_MS) -> int:
+        """Take a snapshot of this member now and compact its log; the index up to which it stands.
+
+        Raises:
+            SnapshotRefused: nothing was applied since the last one, or it failed.
+            OutcomeUnknown: it is not durable after ``timeout_ms``; it goes on.
+        """
+        self._require_open()
+        pending = self._requests.track(timeout_ms)
+        self._driver.post(lambda core: core.ask_snapshot(pending, read_clocks()))
+        await pending.future
+        return self._driver.published.snapshot_index
+
+    async def change_settings(
+        self,
+        *,
+        heartbeat_interval_ms: int | None = None,
+        election_timeout_ms: int | None = None,
+        lease_duration_ms: int | None = None,
+        clock_rate_error_ppm: int | None = None,
+        timeout_ms: int = CHANGE_TIMEOUT_MS,
+    ) -> Settings:
+        """Change times of the cluster through its log (R4) and return all of them.
+
+        The lease and the rate error count from the next leadership on (R8), heartbeat and election timeout from each
+        member's next start. Raises as :meth:`add_learner`; :class:`MembershipRefused` names the time that cannot be.
+        """
+        self._require_open()
+        wanted = {
+            "heartbeat_interval_ms": heartbeat_interval_ms,
+            "election_timeout_ms": election_timeout_ms,
+            "lease_duration_ms": lease_duration_ms,
+            "clock_rate_error_ppm": clock_rate_error_ppm,
+        }
+        changed = {name: value for name, value in wanted.items() if value is not None}
+        pending = self._requests.track(timeout_ms)
+
+        def change(core: MemberCore) -> list[Effect]:
+            settings = msgspec.structs.replace(core.state.settings, **changed)
+            return core.change_settings(settings, read_clocks(), pending)
+
+        self._driver.post(change)
+        await pending.future
+        return await self.settings()
+
+    async def settings(self) -> Settings:
+        """The cluster's times as the log has them here."""
+        self._require_open()
+        return await asyncio.wrap_future(self._driver.ask(lambda core: core.state.settings))
+
+    # -- inside -----------------------------------------------------------------------------------------------------
+
+    async def _applicant(self, name: str, timeout_ms: int) -> Hello:
+        deadline = time.monotonic() + timeout_ms / 1000
+        while True:
+            self._require_open()
+            if self._driver.published.raft_role != "leader":
+                raise self._not_leader()
+            states, _, applicants = await asyncio.wrap_future(self._driver.ask_members())
+            if any(state.name == name for state in states):
+                raise MembershipRefused(
+                    f"{name} is a member already; 'tenure member replace {name}' gives it a new disk"
+                )
+            if name in applicants:
+                return applicants[name]
+            if time.monotonic() >= deadline:
+                waiting = ", ".join(sorted(applicants)) or "none"
+                raise MembershipRefused(
+                    f"no new node named {name} has called (calling: {waiting}): start it with an empty data directory "
+                    "and with these members in its raft.peers, then add it again"
+                )
+            await asyncio.sleep(_LOOK_AGAIN_SECONDS)
+
+    def _not_leader(self) -> NotLeader:
+        name = self._leader_name(self._driver.published)
+        return NotLeader(leader_name=name, leader_url=self._driver.url_of(name) if name else None)
+
+    def _leader_name(self, view: View) -> str | None:
+        return self._driver.roster.name_of(view.leader_id) if view.leader_id else None
+
+
+def _record_of(hello: Hello) -> MemberRecord:
+    return MemberRecord(
+        raft_id=0, name=hello.name, directory_id=hello.directory_id, address=hello.address, url=hello.url
+    )

@@ -1,0 +1,166 @@
+"""Between the transport and the core: who is dialled and let in, and where each payload goes.
+
+The transport knows names, addresses and bytes; the roster knows who belongs to the cluster. What comes is an engine's
+payload, a snapshot that waits for its content, or what members tell one another (``envelopes``). Every change of the
+members is told to every member that is connected, so that one that lags still lets the others in (R3, R7).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from tenure.config import Config
+from tenure.core import manifest
+from tenure.core.founding import Hello
+from tenure.core.fsm import Membership
+from tenure.core.roster import Roster
+from tenure.errors import LogCorrupt, StorageError
+from tenure.node import envelopes
+from tenure.node.engine import snapshot_in
+from tenure.node.envelopes import Chunk, ChunkRequest
+from tenure.node.exchange import SnapshotExchange
+from tenure.node.founding import Founding
+from tenure.transport import Certificates, TcpTransport, Transport, TransportFactory, TransportHooks
+
+logger = logging.getLogger("tenure.node")
+
+
+class Links:
+    """One member's connections. One loop calls everything; ``transport`` and ``exchange`` are set at opening."""
+
+    def __init__(
+        self,
+        config: Config,
+        roster: Roster,
+        founding: Founding,
+        *,
+        receive: Callable[[int, bytes], None],
+        gone: Callable[[int], None],
+        seen: Callable[[Hello], None],
+        vouch: Callable[[list[int]], None],
+    ) -> None:
+        self._config = config
+        self._roster = roster
+        self._founding = founding
+        self._receive = receive
+        self._gone = gone
+        self._seen = seen
+        self._vouch = vouch
+        self._told: dict[int, int] = {}
+        self.transport: Transport | None = None
+        self.exchange: SnapshotExchange | None = None
+
+    async def open(self, factory: TransportFactory | None, certificates: Certificates | None) -> None:
+        """Begin to listen and to dial; :class:`tenure.StorageError` if the address cannot be had."""
+        listen = self._config.raft.listen
+        if factory is None:
+            self.transport = TcpTransport(
+                listen=listen, peers=self.addresses(), hooks=self._hooks(), certificates=certificates
+            )
+        else:
+            self.transport = factory(self._hooks())
+        try:
+            await self.transport.start()
+        except OSError as error:
+            raise StorageError(
+                f"raft.listen {listen} cannot be bound ({error.strerror}): stop what uses it, or name another address"
+            ) from error
+        self.members_changed()
+
+    def reload_certificates(self) -> None:
+        """Look at the files of ``raft.tls`` now."""
+        if isinstance(self.transport, TcpTransport):
+            self.transport.reload_certificates()
+
+    def _hooks(self) -> TransportHooks:
+        return TransportHooks(
+            identity=self._founding.identity,
+            admit=self._admit,
+            raft_id_of=self._raft_id_of,
+            on_payload=self.route,
+            on_hello=self._founding.on_hello,
+            on_gone=self._gone,
+            on_applicant=self._roster.note_applicant,
+            welcome_for=self._roster.welcome_for,
+        )
+
+    def addresses(self) -> dict[str, str]:
+        """Where to dial each other member: the own file says it, else the member itself said it when it came."""
+        configured = {name: peer.raft for name, peer in self._config.raft.peers.items()}
+        membership = self._roster.membership()
+        if membership is None:
+            known = configured
+        else:
+            known = {record.name: configured.get(record.name, record.address) for record in membership.members}
+        return {name: address for name, address in known.items() if name != self._config.node.name and address}
+
+    def send(self, peer: int, payload: bytes) -> None:
+        """Send an engine's payload, or drop it."""
+        if self.transport is None:
+            return
+        self.transport.send(peer, payload)
+        if self.exchange is not None and snapshot_in(payload) is not None:
+            self.exchange.note_sent(peer)
+
+    def route(self, sender: int, payload: bytes) -> None:
+        """A payload of the member ``sender`` came; its bytes are not trusted."""
+        if envelopes.is_envelope(payload):
+            self._take(sender, payload)
+            return
+        try:
+            snapshot = snapshot_in(payload)
+        except ValueError:
+            return
+        if snapshot is None or self.exchange is None:
+            self._receive(sender, payload)
+            return
+        try:
+            self.exchange.on_snapshot(sender, payload, manifest.decode(snapshot[2]))
+        except LogCorrupt as error:
+            logger.warning("a snapshot of %s is not taken: %s", self._roster.name_of(sender), error)
+
+    def members_changed(self) -> None:
+        """The roster knows something new."""
+        membership = self._roster.membership()
+        if self.transport is not None:
+            self.transport.set_peers(self.addresses())
+        if membership is not None:
+            self._vouch([record.raft_id for record in membership.members if record.name != self._config.node.name])
+
+    def tick(self) -> None:
+        """Tell every connected member who the members are, once for each change."""
+        membership = self._roster.membership()
+        if self.exchange is not None:
+            self.exchange.tick()
+        if membership is None or self.transport is None:
+            return
+        connected = self.transport.connected()
+        self._told = {peer: version for peer, version in self._told.items() if peer in connected}
+        if len(self._told) == len(connected) and all(told == self._roster.version for told in self._told.values()):
+            return
+        payload = envelopes.encode(membership)
+        for peer in connected:
+            if self._told.get(peer) != self._roster.version:
+                self._told[peer] = self._roster.version
+                self.transport.send(peer, payload)
+
+    def _take(self, sender: int, payload: bytes) -> None:
+        envelope = envelopes.decode(payload)
+        if isinstance(envelope, Membership):
+            if self._roster.hear(envelope):
+                self.members_changed()
+        elif self.exchange is not None and isinstance(envelope, ChunkRequest):
+            self.exchange.on_request(sender, envelope)
+        elif self.exchange is not None and isinstance(envelope, Chunk):
+            self.exchange.on_chunk(sender, envelope)
+
+    def _admit(self, hello: Hello, expected_name: str | None) -> str | None:
+        problem = self._roster.admit(self._founding.identity().hello, hello, expected_name=expected_name)
+        if problem is None and self._roster.note_seen(hello):
+            self._seen(hello)
+        return problem
+
+    def _raft_id_of(self, name: str) -> int | None:
+        record = self._roster.find(name)
+        return record.raft_id if record is not None else None

@@ -1,0 +1,50 @@
+"""What the application's side of a member implements: the news that the node's thread tells it."""
+
+from __future__ import annotations
+
+from tenure.core.effects import (
+    Apply,
+    Declined,
+    MembersChanged,
+    Proposed,
+    Proved,
+    Rejected,
+    RestoreSnapshot,
+    SettingsChanged,
+    TakeSnapshot,
+)
+from tenure.core.member import View
+from tenure.instants import LeaseSpan
+from tenure.types import Credential, LossReason, State
+
+UserEffect = (
+    Proposed | Rejected | Declined | Apply | Proved | MembersChanged | SettingsChanged | TakeSnapshot | RestoreSnapshot
+)
+
+
+class Listener:
+    """What the member does with the driver's news; called on the node's thread, where it only posts or replaces."""
+
+    #: Whether there is a user's state machine whose content belongs into a snapshot.
+    has_content = False
+
+    def granted(self, term: int, credential: Credential, span: LeaseSpan) -> None:
+        """A leadership was won."""
+
+    def renewed(self, span: LeaseSpan) -> None:
+        """The running leadership's lease was renewed."""
+
+    def revoked(self, reason: LossReason) -> None:
+        """The running leadership is over."""
+
+    def changed(self, state: State, view: View) -> None:
+        """The state, the term or the reason that the status shows has changed."""
+
+    def published(self, view: View) -> None:
+        """The core was stepped; ``view`` is what it shows now."""
+
+    def user_effect(self, effect: UserEffect) -> None:
+        """The fate of calls, and committed entries and snapshots for the user's state machine, in order."""
+
+    def on_failure(self, error: BaseException) -> None:
+        """The node must stop (R2)."""

@@ -1,0 +1,165 @@
+"""What callers wait for: each call's future, its place in the log once it has one, and its deadline.
+
+One event loop owns it. A fate is told once and never guessed: done, surely not done, or unknown at the deadline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import time
+from typing import Any
+
+import msgspec
+
+from tenure.core.effects import Apply, Declined, Effect, MembersChanged, Proposed, Proved, Rejected, SettingsChanged
+from tenure.errors import InvariantViolated, OutcomeUnknown, ProposalDropped, TenureError
+
+_SWEEP_SECONDS = 0.05
+
+
+class Pending(msgspec.Struct):
+    """One call on its way: its future, and where it stands in the log once it does."""
+
+    future: asyncio.Future[Any]
+    term: int = 0
+    index: int = 0
+
+
+class Requests:
+    """The calls of one node that wait. ``start`` and ``end`` frame its life."""
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._in_log: dict[int, Pending] = {}
+        #: Changes that have entered a joint configuration and wait for its end.
+        self._joint: list[Pending] = []
+        self._deadlines: list[tuple[float, int, Pending]] = []
+        self._deadline_number = 0
+        self._sweeper: asyncio.TimerHandle | None = None
+        self.waiting = 0
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Begin to watch the deadlines."""
+        self._loop = loop
+        self._sweeper = loop.call_later(_SWEEP_SECONDS, self._sweep)
+
+    def track(self, timeout_ms: int) -> Pending:
+        """A new call that ends with :class:`tenure.OutcomeUnknown` after ``timeout_ms``."""
+        if self._loop is None:
+            raise InvariantViolated("a call was tracked before the node was opened")
+        pending = Pending(self._loop.create_future())
+        self.waiting += 1
+        pending.future.add_done_callback(self._count_down)
+        self._deadline_number += 1
+        heapq.heappush(self._deadlines, (time.monotonic() + timeout_ms / 1000, self._deadline_number, pending))
+        return pending
+
+    def take(self, fate: Effect, *, not_leader: TenureError) -> None:
+        """The node's thread told something; ``not_leader`` is what a rejected call ends with."""
+        match fate:
+            case Proposed(first, term, tickets):
+                for index, ticket in enumerate(tickets, start=first):
+                    self._enter_in_log(index, term, ticket)
+            case Rejected(tickets):
+                for ticket in tickets:
+                    self.settle(ticket, error=not_leader)
+            case Declined(ticket, error):
+                self.settle(ticket, error=error)
+            case Proved(ticket):
+                self.settle(ticket)
+            case MembersChanged(_, joint, entries):
+                self._members_changed(entries, joint=joint)
+            case SettingsChanged(_, index, term):
+                self.applied(index, term, None)
+            case Apply(entries, through):
+                for index, term, _ in entries:
+                    self.applied(index, term, None)
+                self.overtaken_through(through)
+            case _:
+                pass
+
+    def applied(self, index: int, term: int, result: Any) -> None:
+        """The entry at ``index`` is applied, with that result for whoever proposed it in that term."""
+        pending = self._in_log.pop(index, None)
+        if pending is None:
+            return
+        if pending.term == term:
+            self.settle(pending, result=result)
+        else:
+            self.settle(pending, error=_overtaken())
+
+    def overtaken_through(self, index: int) -> None:
+        """Everything up to ``index`` is applied: who still waits there was overtaken by another leader's entry."""
+        in_log = self._in_log
+        while in_log:
+            first = next(iter(in_log))
+            if first > index:
+                return
+            self.settle(in_log.pop(first), error=_overtaken())
+
+    def is_idle(self) -> bool:
+        """Whether nobody waits."""
+        return self.waiting == 0
+
+    def settle(self, ticket: object, *, result: Any = None, error: Exception | None = None) -> None:
+        """End a call, if it has not ended before."""
+        if not isinstance(ticket, Pending) or ticket.future.done():
+            return
+        if error is None:
+            ticket.future.set_result(result)
+        else:
+            ticket.future.set_exception(error)
+
+    def end(self, error: Exception) -> None:
+        """End every call: the node is closed or has failed."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        self._loop = None
+        for _, _, pending in self._deadlines:
+            self.settle(pending, error=error)
+        self._deadlines.clear()
+        self._in_log.clear()
+        self._joint.clear()
+
+    def _enter_in_log(self, index: int, term: int, ticket: object) -> None:
+        if not isinstance(ticket, Pending):
+            raise InvariantViolated("a ticket of ours came back as something else")
+        ticket.term, ticket.index = term, index
+        older = self._in_log.pop(index, None)
+        if older is not None:
+            self.settle(older, error=_overtaken())
+        self._in_log[index] = ticket
+
+    def _members_changed(self, entries: tuple[tuple[int, int], ...], *, joint: bool) -> None:
+        for index, term in entries:
+            pending = self._in_log.get(index)
+            if joint and pending is not None and pending.term == term:
+                self._joint.append(self._in_log.pop(index))
+            else:
+                self.applied(index, term, None)
+        if not joint:
+            for pending in self._joint:
+                self.settle(pending)
+            self._joint.clear()
+
+    def _count_down(self, _: object) -> None:
+        self.waiting -= 1
+
+    def _sweep(self) -> None:
+        """End what waited too long. A coarse clock: one timer for all calls instead of one for each."""
+        now = time.monotonic()
+        while self._deadlines and (self._deadlines[0][0] <= now or self._deadlines[0][2].future.done()):
+            _, _, pending = heapq.heappop(self._deadlines)
+            if pending.future.done():
+                continue
+            if pending.index:
+                self._in_log.pop(pending.index, None)
+            self.settle(pending, error=OutcomeUnknown("no answer within the timeout: it may or may not be applied"))
+        if self._loop is not None:
+            self._sweeper = self._loop.call_later(_SWEEP_SECONDS, self._sweep)
+
+
+def _overtaken() -> ProposalDropped:
+    """Another leader's entry stands where ours stood: ours is gone for good."""
+    return ProposalDropped("another leader's entry took its place in the log")
