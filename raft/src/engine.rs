@@ -256,8 +256,9 @@ impl Engine {
 
     fn ready(&self, py: Python<'_>) -> PyResult<Ready> {
         self.alter(py, |node| {
-            let durable = node.durable();
-            Ready::new(py, self.raft_id, node.ready(), durable)
+            let before = node.durable().clone();
+            let (ready, hard_state) = node.ready();
+            Ready::new(py, self.raft_id, ready, hard_state, &before)
         })
     }
 

@@ -5,10 +5,12 @@
 
 use pyo3::prelude::*;
 
+mod changes;
 mod codec;
 mod engine;
 mod guard;
 mod image;
+mod members;
 mod node;
 mod ready;
 mod start;

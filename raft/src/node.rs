@@ -1,16 +1,17 @@
 //! One node of raft-rs with the order of calls kept and the frames of others judged.
 //!
 //! Free of Python, so that what it does can be read at one sight:
+//! - R1: whoever stores an entry after a configuration change stores with it that the change was committed.
 //! - R2: nothing changes the node between `ready` and `advance`; what is out of order is refused before raft sees it.
 //! - R3: [`Node::admit`] decides which well-formed message of a peer is let in.
-//! - R12: configuration changes are applied in order before anything after them counts as applied, and a leader
-//!   that is no voter any more steps down there and then, before raft-rs would panic.
+//! - R12: configuration changes are applied before anything after them counts as applied. The rest of it, and all
+//!   that concerns the members, is in `members.rs`.
 
 use std::collections::{HashSet, VecDeque};
 
 use bytes::{Bytes, BytesMut};
-use raft::eraftpb::{ConfChangeType, ConfState, Entry, EntryType, Message, MessageType, Snapshot};
-use raft::{Changer, RawNode, Ready, SnapshotStatus, StateRole};
+use raft::eraftpb::{ConfState, Entry, EntryType, HardState, Message, MessageType, Snapshot};
+use raft::{RawNode, Ready, SnapshotStatus, StateRole};
 use slog::{o, Discard, Logger};
 
 use crate::codec::{self, Malformed};
@@ -35,17 +36,18 @@ pub struct Refuse {
 
 pub struct Node {
     pub raw: RawNode<Image>,
-    outstanding: Option<Ready>,
-    durable: (u64, u64),
+    /// The Ready to advance, and the hard state that was handed out with it.
+    outstanding: Option<(Ready, Option<HardState>)>,
+    durable: HardState,
     /// The last index whose entry was handed out as committed.
     handed_out: u64,
     /// Configuration changes handed out and not applied yet, in order.
-    unapplied_changes: VecDeque<(u64, Bytes)>,
+    pub unapplied_changes: VecDeque<(u64, Bytes)>,
     /// Which configuration holds from which index on; the first is at or below the snapshot.
-    configurations: Vec<(u64, ConfState)>,
+    pub configurations: Vec<(u64, ConfState)>,
     granted_votes: usize,
     /// Senders that are let in although the applied configuration does not name them.
-    vouched: HashSet<u64>,
+    pub vouched: HashSet<u64>,
 }
 
 impl Node {
@@ -60,7 +62,8 @@ impl Node {
         durable: &Durable,
         batches: impl Iterator<Item = Result<Vec<Entry>, Malformed>>,
     ) -> Answer<Self> {
-        let applied = durable.applied.max(base.index);
+        let start = base.index;
+        let applied = durable.applied.max(start);
         let image = start::image(base, durable, batches)?;
         let configuration = (applied, image.conf_state().clone());
         let config = start::config(raft_id, limits, applied);
@@ -69,7 +72,12 @@ impl Node {
         Ok(Self {
             raw,
             outstanding: None,
-            durable: (durable.term, durable.vote),
+            durable: HardState {
+                term: durable.term,
+                vote: durable.vote,
+                commit: durable.commit.max(start),
+                ..HardState::default()
+            },
             handed_out: applied,
             unapplied_changes: VecDeque::new(),
             configurations: vec![configuration],
@@ -81,15 +89,15 @@ impl Node {
     pub fn check_order(&self) -> Answer<()> {
         match &self.outstanding {
             None => Ok(()),
-            Some(ready) => Err(Refused::Order(format!(
+            Some((ready, _)) => Err(Refused::Order(format!(
                 "Ready {} must be advanced first: nothing may be called in between",
                 ready.number()
             ))),
         }
     }
 
-    pub fn durable(&self) -> (u64, u64) {
-        self.durable
+    pub fn durable(&self) -> &HardState {
+        &self.durable
     }
 
     /// Votes for this node's own candidacy or leadership of the current term, its own included; else 0.
@@ -145,16 +153,6 @@ impl Node {
         stepped
     }
 
-    /// Let in, from now on, the frames of exactly these ids although the applied configuration does not name them:
-    /// the caller knows them to be members of this cluster that the own log has not reached yet.
-    pub fn vouch_for(&mut self, ids: &[u64]) -> Answer<()> {
-        if ids.iter().any(|id| !(1..codec::NUMBER_MAX).contains(id)) {
-            return Err(Refused::Value("an id is out of range".to_owned()));
-        }
-        self.vouched = ids.iter().copied().collect();
-        Ok(())
-    }
-
     /// R3, R6 and R10. A message that fails here never touches raft: a forged term would depose a healthy leader.
     fn admit(&self, sender: u64, message: &Message, refuse: Refuse) -> bool {
         let raft = &self.raw.raft;
@@ -198,7 +196,7 @@ impl Node {
         }
     }
 
-    fn check_leads(&self) -> Answer<()> {
+    pub fn check_leads(&self) -> Answer<()> {
         let raft = &self.raw.raft;
         if raft.state != StateRole::Leader {
             return Err(Refused::Dropped("this node does not lead"));
@@ -238,7 +236,7 @@ impl Node {
         self.step_proposal(entries)
     }
 
-    fn step_proposal(&mut self, entries: Vec<Entry>) -> Answer<u64> {
+    pub fn step_proposal(&mut self, entries: Vec<Entry>) -> Answer<u64> {
         let first = self.raw.raft.raft_log.last_index() + 1;
         let mut message = Message::default();
         message.set_msg_type(MessageType::MsgPropose);
@@ -248,72 +246,6 @@ impl Node {
             Ok(()) => Ok(first),
             Err(_) => Err(Refused::Dropped("too much is uncommitted")),
         }
-    }
-
-    /// Propose one change of the members. Tried on the current configuration first, so that what cannot be applied
-    /// is never committed. The index of its entry.
-    pub fn propose_conf_change(&mut self, changes: &[(ConfChangeType, u64)], context: &[u8]) -> Answer<u64> {
-        if changes.is_empty() || changes.iter().any(|(_, id)| !(1..codec::NUMBER_MAX).contains(id)) {
-            return Err(Refused::Value(
-                "changes need at least one id, none of them 0".to_owned(),
-            ));
-        }
-        let data = codec::encode_conf_change(changes, context);
-        if data.len() > codec::COMMAND_BYTES_MAX {
-            return Err(Refused::Value("the context is too long".to_owned()));
-        }
-        self.check_leads()?;
-        if self.raw.raft.has_pending_conf() || self.is_joint() {
-            return Err(Refused::Dropped("another configuration change is under way"));
-        }
-        let change = codec::decode_conf_change(&data)?;
-        let mut changer = Changer::new(self.raw.raft.prs());
-        let tried = match change.enter_joint() {
-            Some(auto_leave) => changer.enter_joint(auto_leave, &change.changes),
-            None => changer.simple(&change.changes),
-        };
-        tried.map_err(|error| Refused::Value(error.to_string()))?;
-        let mut entry = Entry::default();
-        entry.set_entry_type(EntryType::EntryConfChangeV2);
-        entry.data = data.into();
-        self.step_proposal(vec![entry])
-    }
-
-    /// Whether the applied configuration is joint.
-    pub fn is_joint(&self) -> bool {
-        let conf = self.raw.raft.prs().conf().to_conf_state();
-        !conf.voters_outgoing.is_empty()
-    }
-
-    /// Apply the oldest configuration change that was handed out.
-    ///
-    /// # Panics
-    /// The change cannot be applied: another node would come to another configuration.
-    pub fn apply_conf_change(&mut self, data: &[u8]) -> Answer<()> {
-        let Some((index, expected)) = self.unapplied_changes.front() else {
-            return Err(Refused::Order(
-                "no configuration change is waiting to be applied".to_owned(),
-            ));
-        };
-        if expected != data {
-            return Err(Refused::Order(format!(
-                "configuration changes are applied in order: the next is that of index {index}"
-            )));
-        }
-        let index = *index;
-        let change = codec::decode_conf_change(data)?;
-        let conf_state = match self.raw.apply_conf_change(&change) {
-            Ok(conf_state) => conf_state,
-            Err(error) => panic!("configuration change of index {index}: {error}"),
-        };
-        self.unapplied_changes.pop_front();
-        self.configurations.push((index, conf_state));
-        let raft = &mut self.raw.raft;
-        if raft.state != StateRole::Follower && !raft.promotable() {
-            let term = raft.term;
-            raft.become_follower(term, raft::INVALID_ID);
-        }
-        Ok(())
     }
 
     pub fn read_index(&mut self, context: &[u8]) -> Answer<()> {
@@ -356,25 +288,25 @@ impl Node {
         self.raw.report_snapshot(peer, status);
     }
 
-    /// Whether a member needs entries that are gone and the snapshot is older than its membership: raft-rs would
-    /// throw such a snapshot away at the other end.
-    pub fn snapshot_wanted(&self) -> bool {
-        let store = self.raw.store();
-        let mut peers = self.raw.raft.prs().iter();
-        self.raw.raft.state == StateRole::Leader
-            && peers.any(|(id, p)| p.next_idx <= store.start() && !store.serves(*id))
-    }
-
-    /// Take what is to be done. It stays outstanding until [`Node::advance`].
-    pub fn ready(&mut self) -> &Ready {
+    /// Take what is to be done, and the hard state to store with it. It stays outstanding until [`Node::advance`].
+    ///
+    /// A leader's commit index is not worth an fsync of its own, but it must not be forgotten where a change of the
+    /// members was applied by it and other entries follow. Their joint or next configuration may decide on these;
+    /// a node that came back with the entries and without that index would campaign in the configuration before
+    /// the change, which need not overlap with theirs.
+    pub fn ready(&mut self) -> (&Ready, Option<&HardState>) {
         let ready = self.raw.ready();
-        self.outstanding.insert(ready)
+        let changed_at = self.configurations.last().map_or(0, |(index, _)| *index);
+        let owed = changed_at > self.durable.commit && !ready.entries().is_empty();
+        let hard_state = (owed || ready.hs().is_some()).then(|| self.raw.raft.hard_state());
+        let (ready, hard_state) = self.outstanding.insert((ready, hard_state));
+        (ready, hard_state.as_ref())
     }
 
     /// The caller has made the outstanding Ready durable: the image follows, and what waited for that is handed out.
     pub fn advance(&mut self, number: u64) -> Answer<Advance> {
-        let mut ready = match self.outstanding.take() {
-            Some(ready) if ready.number() == number => ready,
+        let (mut ready, hard_state) = match self.outstanding.take() {
+            Some(outstanding) if outstanding.0.number() == number => outstanding,
             other => {
                 self.outstanding = other;
                 return Err(Refused::Order(format!(
@@ -382,9 +314,7 @@ impl Node {
                 )));
             }
         };
-        if let Some(hard_state) = ready.hs() {
-            self.durable = (hard_state.term, hard_state.vote);
-        }
+        self.durable = hard_state.unwrap_or_else(|| self.durable.clone());
         let snapshot = ready.snapshot().clone();
         if !snapshot.is_empty() {
             self.raw.mut_store().restore(snapshot.clone());
@@ -466,15 +396,6 @@ impl Node {
         Ok(())
     }
 
-    /// All ids that vote, those of the incoming and of the outgoing half of a joint configuration.
-    pub fn voters(&self) -> Vec<u64> {
-        sorted(self.raw.raft.prs().conf().voters().ids().iter())
-    }
-
-    pub fn learners(&self) -> Vec<u64> {
-        sorted(self.raw.raft.prs().conf().learners().iter().copied())
-    }
-
     /// What a leader knows of each member: id, matched, next index, recently active. Empty elsewhere.
     pub fn progress(&self) -> Vec<(u64, u64, u64, bool)> {
         if self.raw.raft.state != StateRole::Leader {
@@ -485,7 +406,7 @@ impl Node {
     }
 }
 
-fn sorted<T: Ord>(items: impl Iterator<Item = T>) -> Vec<T> {
+pub fn sorted<T: Ord>(items: impl Iterator<Item = T>) -> Vec<T> {
     let mut items: Vec<T> = items.collect();
     items.sort_unstable();
     items

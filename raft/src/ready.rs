@@ -4,7 +4,7 @@
 
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList, PyTuple};
-use raft::eraftpb::{Entry, Message, Snapshot};
+use raft::eraftpb::{Entry, HardState, Message, Snapshot};
 use raft::{ReadState, StateRole};
 
 use crate::codec;
@@ -54,16 +54,22 @@ pub struct Advanced {
 }
 
 impl Ready {
-    /// A view of raft-rs's Ready. `durable` is the term and vote that the caller has made durable so far.
-    pub fn new(py: Python<'_>, raft_id: u64, ready: &raft::Ready, durable: (u64, u64)) -> PyResult<Self> {
+    /// A view of raft-rs's Ready, with the hard state to store and the one that was stored before.
+    pub fn new(
+        py: Python<'_>,
+        raft_id: u64,
+        ready: &raft::Ready,
+        hard_state: Option<&HardState>,
+        before: &HardState,
+    ) -> PyResult<Self> {
         let entries = ready.entries();
-        let hard_state = ready.hs().map(|hs| (hs.term, hs.vote, hs.commit));
         Ok(Self {
             raft_id,
             number: ready.number(),
             must_sync: ready.must_sync(),
-            hard_state,
-            term_or_vote_changed: hard_state.is_some_and(|(term, vote, _)| (term, vote) != durable),
+            hard_state: hard_state.map(|hs| (hs.term, hs.vote, hs.commit)),
+            term_or_vote_changed: hard_state
+                .is_some_and(|hs| (hs.term, hs.vote) != (before.term, before.vote)),
             role: ready.ss().map(|ss| role_name(ss.raft_state)),
             leader_id: ready.ss().map(|ss| ss.leader_id),
             entries_first: entries.first().map_or(0, |entry| entry.index),

@@ -105,6 +105,17 @@ pub fn check_base(conf_state: &ConfState, data_bytes: usize) -> Answer<()> {
     Ok(())
 }
 
+/// Whether `member` has any part in a configuration.
+pub fn names(conf_state: &ConfState, member: u64) -> bool {
+    let parts = [
+        &conf_state.voters,
+        &conf_state.voters_outgoing,
+        &conf_state.learners,
+        &conf_state.learners_next,
+    ];
+    parts.iter().any(|ids| ids.contains(&member))
+}
+
 pub fn config(raft_id: u64, limits: &Limits, applied: u64) -> Config {
     Config {
         id: raft_id,

@@ -6,7 +6,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList};
 use raft::eraftpb::{ConfChangeType, Message};
 
-use crate::{codec, ready};
+use crate::{changes, codec, ready};
 
 pub fn malformed(error: codec::Malformed) -> PyErr {
     PyValueError::new_err(error.0)
@@ -33,7 +33,7 @@ pub fn encode_batch<'py>(
 /// The changes that their names stand for.
 pub fn changes_of(changes: Vec<(String, u64)>) -> PyResult<Vec<(ConfChangeType, u64)>> {
     let changes = changes.into_iter().map(|(name, id)| {
-        let kind = codec::change_of(&name);
+        let kind = changes::change_of(&name);
         let kind = kind.ok_or_else(|| PyValueError::new_err(format!("unknown change {name:?}")))?;
         Ok((kind, id))
     });
@@ -45,9 +45,9 @@ type PyConfChange = (Vec<(&'static str, u64)>, Py<PyBytes>);
 
 #[pyfunction]
 pub fn decode_conf_change(py: Python<'_>, data: &[u8]) -> PyResult<PyConfChange> {
-    let change = codec::decode_conf_change(data).map_err(malformed)?;
+    let change = changes::decode_conf_change(data).map_err(malformed)?;
     let changes = change.changes.iter();
-    let changes = changes.map(|single| (codec::change_name(single.get_change_type()), single.node_id));
+    let changes = changes.map(|single| (changes::change_name(single.get_change_type()), single.node_id));
     Ok((changes.collect(), PyBytes::new(py, &change.context).unbind()))
 }
 
@@ -59,8 +59,8 @@ pub fn encode_conf_change<'py>(
     context: &[u8],
 ) -> PyResult<Bound<'py, PyBytes>> {
     let changes = changes_of(changes)?;
-    let data = codec::encode_conf_change(&changes, context);
-    if data.len() > codec::COMMAND_BYTES_MAX || codec::decode_conf_change(&data).is_err() {
+    let data = changes::encode_conf_change(&changes, context);
+    if data.len() > codec::COMMAND_BYTES_MAX || changes::decode_conf_change(&data).is_err() {
         return Err(PyValueError::new_err(
             "an id is out of range, or the context too long",
         ));

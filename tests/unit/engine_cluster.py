@@ -189,3 +189,25 @@ class Cluster:
 
     def leaders(self) -> list[int]:
         return [i for i, member in self.members.items() if member.engine.role == "leader"]
+
+
+def cluster_with(*raft_ids: int, voters: tuple[int, ...] = (1, 2, 3)) -> Cluster:
+    """Voters that 1 leads, and members that only listen so far: nobody has been told of them."""
+    cluster = Cluster([*voters])
+    cluster.elect(1)
+    for raft_id in raft_ids:
+        cluster.add(raft_id, [*voters])
+    return cluster
+
+
+def make_learners(cluster: Cluster, *raft_ids: int) -> Cluster:
+    """Make learners of them that have caught up."""
+    cluster.change(*(("add_learner", raft_id) for raft_id in raft_ids))
+    return cluster
+
+
+def members_of(cluster: Cluster) -> set[tuple[tuple[int, ...], tuple[int, ...], bool]]:
+    """What the members that are left in it take the configuration for."""
+    [leader] = cluster.leaders()
+    left = [*cluster[leader].voters, *cluster[leader].learners]
+    return {(tuple(cluster[i].voters), tuple(cluster[i].learners), cluster[i].joint) for i in left}

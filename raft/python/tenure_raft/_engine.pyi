@@ -135,9 +135,12 @@ class Engine:
 
         Several at once pass through a joint configuration, and leave it by themselves once that is applied here or
         at a later leader. ``add_voter`` promotes a learner, ``add_learner`` demotes a voter, the leader included.
+        Of several members at once only learners that have caught up can become voters: others could be beyond the
+        help of any snapshot, and the joint configuration is left with their votes alone.
 
         Raises:
-            ProposalDropped: as for :meth:`propose`, or another change is under way.
+            ProposalDropped: as for :meth:`propose`, or another change is under way, or a member that is to vote has
+                not caught up.
             ValueError: the change cannot be applied to the current members.
         """
 
@@ -224,7 +227,9 @@ class Engine:
     @property
     def role(self) -> _Role: ...
     @property
-    def voters(self) -> list[int]: ...
+    def voters(self) -> list[int]:
+        """Who votes by the applied configuration, both halves of a joint one; by a received snapshot at once."""
+
     @property
     def learners(self) -> list[int]: ...
     @property
@@ -259,7 +264,11 @@ class Ready:
 
     @property
     def hard_state(self) -> tuple[int, int, int] | None:
-        """Term, vote and commit index, if one of them changed."""
+        """Term, vote and commit index, to be stored in the same step as ``entries``; ``None`` if none of them changed.
+
+        The commit index alone is repeated beside the first entries after a change of the members (R1): a node that
+        kept them and forgot the change would campaign among the members before it.
+        """
 
     @property
     def term_or_vote_changed(self) -> bool:
@@ -312,8 +321,8 @@ class Advanced:
     def commit(self) -> int | None:
         """The commit index, if it rose.
 
-        No later ``hard_state`` repeats it, and it need not be durable: a node that restarts with an older one learns
-        it again from its leader.
+        It need not be durable: a node that restarts with an older one learns it again from its leader. Where that
+        would be wrong, a later ``hard_state`` repeats it.
         """
 
 def decode_batch(blob: bytes) -> list[tuple[int, int, _EntryKind, bytes]]:
