@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import random
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,8 +12,9 @@ import msgspec
 import pytest
 
 from tenure import LogCorrupt, StorageFull, SyncFailed
-from tenure.storage import LogStore, SqliteLogStore, StoredLog, StoredSnapshot
+from tenure.storage import LogStore, SegmentLogStore, SqliteLogStore, StoredLog, StoredSnapshot
 from tenure.testing import LogStoreConformance, MemoryDisk, MemoryLogStore
+from tenure.testing.damage import copied
 from tenure.testing.memory_log_store import Record
 
 
@@ -22,6 +25,49 @@ class TestSqliteLogStore(LogStoreConformance):
 
     def fail_next_sync(self, store: LogStore) -> None:
         store._connection.execute("PRAGMA query_only = ON")
+
+
+class TestSegmentLogStore(LogStoreConformance):
+    """With small segments, so that every test goes through many of them."""
+
+    segment_bytes = 8 << 10
+
+    def open_store(self, folder: Path) -> LogStore:
+        return SegmentLogStore(folder, segment_bytes=self.segment_bytes)
+
+    def torn(self, before: Path, after: Path) -> Iterator[Path]:
+        return unfinished_copies(before, after)
+
+    def fail_next_sync(self, store: LogStore) -> None:
+        with Path(os.devnull).open("rb") as no_disk:
+            os.dup2(no_disk.fileno(), store._descriptor)
+
+
+class TestSegmentLogStoreWithOneSegment(TestSegmentLogStore):
+    segment_bytes = 1 << 20
+
+
+def unfinished_copies(before: Path, after: Path) -> Iterator[Path]:
+    """Copies of ``after`` in which some of the sectors of its last write were not written.
+
+    Where a new segment was begun, more than one write lies between the two: test_segments.py cuts each of those.
+    """
+    yield copied(before, "torn")
+    yield copied(after, "torn")
+    name = max(path.name for path in after.iterdir())
+    if not (before / name).exists():
+        return
+    source, old, new = random.Random(1), (before / name).read_bytes(), (after / name).read_bytes()
+    sectors = [place for place in range(0, len(new), 512) if old[place : place + 512] != new[place : place + 512]]
+    missing = [sectors[count:] for count in range(len(sectors))] + [sectors[:count] for count in range(len(sectors))]
+    missing += [[place for place in sectors if source.random() < 0.5] for _ in range(8)]
+    for places in missing:
+        torn = copied(after, "torn")
+        data = bytearray(new)
+        for place in places:
+            data[place : place + 512] = old[place : place + 512]
+        (torn / name).write_bytes(data)
+        yield torn
 
 
 class TestMemoryLogStore(LogStoreConformance):

@@ -5,6 +5,7 @@ Touches the disk, and only the data directory that it was given. It has no opini
 
 from tenure.storage.directory import DataDirectory
 from tenure.storage.log_store import LogStore, StoredLog, StoredSnapshot
+from tenure.storage.segments import SegmentLogStore
 from tenure.storage.snapshot_files import FileSnapshotStore
 from tenure.storage.snapshot_store import SnapshotInfo, SnapshotPoint, SnapshotReader, SnapshotStore, SnapshotWriter
 from tenure.storage.sqlite import SqliteLogStore
@@ -13,6 +14,7 @@ __all__ = [
     "DataDirectory",
     "FileSnapshotStore",
     "LogStore",
+    "SegmentLogStore",
     "SnapshotInfo",
     "SnapshotPoint",
     "SnapshotReader",

@@ -1,0 +1,342 @@
+"""The log store in segment files: preallocated, one synchronous write for each call, whole segments removed.
+
+::
+
+    00000000000000000007.segment:   HEAD  newest snapshot and hard state | SAVE | SAVE | COMPACT | ... | SEAL | zeros
+    00000000000000000008.segment:   HEAD  | SAVE | ...                                                        | zeros
+
+The files are opened with O_DSYNC, so that one system call writes a record and returns once it is on the disk; they
+have their length from the start, so that the disk need not write down a new one each time. Records are numbered through
+all segments. A segment begins with all that the log needs besides its batches, so the older ones can go once a
+snapshot stands for their entries. The next segment is durable before this one is sealed: a sealed one without a
+successor is damage, and so is a record that anything follows. Only the last record of the last segment may have been
+cut by a crash (``segment_records`` tells that from damage); it was never acknowledged, and is cut off.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from pathlib import Path
+
+from tenure.errors import LogCorrupt, StorageError, StorageFull, SyncFailed
+from tenure.storage.log_store import StoredLog, StoredSnapshot
+from tenure.storage.segment_records import SEAL_SIZE, Ending, Kind, Record, Scan, encode, newer_format, scan
+
+#: The length of a segment, but for one whose first record needs more.
+SEGMENT_BYTES = 16 << 20
+#: What one call removes of compacted segments at most. A segment takes many calls to fill, so the debt is paid.
+REMOVE_SEGMENTS_MAX = 2
+_NAME = re.compile(r"(\d{20})\.segment")
+
+
+class _Replay:
+    """What the records come to, in their order."""
+
+    def __init__(self) -> None:
+        self.sequence = 0
+        self.hard_state = (0, 0, 0)
+        self.snapshot: StoredSnapshot | None = None
+        self.batches: list[Record] = []
+        #: The first segment that counts, and for each segment the lowest index that a batch in it begins with.
+        self.floor = 1
+        self.lowest: dict[int, int] = {}
+
+    def take(self, segment: int, record: Record, *, is_first: bool) -> bool:
+        """Take the next record; False if it is not the next one."""
+        if is_first:
+            self.floor = record.first
+        elif record.sequence != self.sequence + 1:
+            return False
+        self.note(segment, record)
+        if record.kind is Kind.SAVE and record.snapshot is not None:
+            self.batches.clear()
+        if record.entries:
+            self.batches.append(record)
+        return True
+
+    def note(self, segment: int, record: Record) -> None:
+        """What a record in ``segment`` changes, but for its batch."""
+        self.hard_state = record.hard_state
+        if record.kind is Kind.SEAL:
+            return
+        self.sequence = record.sequence
+        if record.snapshot is not None:
+            self.snapshot = record.snapshot
+            if record.kind is Kind.SAVE:
+                # It stands for everything before it.
+                self.floor = segment
+                self.lowest.clear()
+            elif record.kind is Kind.COMPACT:
+                self._raise_floor(record.snapshot.index)
+        if record.entries:
+            self.lowest[segment] = min(record.first, self.lowest.get(segment, record.first))
+
+    def kept(self) -> list[Record]:
+        """The batches from the newest on that begins at or below the snapshot's next index."""
+        index = 0 if self.snapshot is None else self.snapshot.index
+        starts = [place for place, batch in enumerate(self.batches) if batch.first <= index + 1]
+        kept = self.batches[starts[-1] :] if starts and index else self.batches
+        return [] if len(kept) == 1 and 0 < kept[0].last <= index else kept
+
+    def _raise_floor(self, index: int) -> None:
+        """A batch that begins at or below ``index + 1`` drops all before it, so segments before its own are free."""
+        self.floor = max((segment for segment, low in self.lowest.items() if low <= index + 1), default=self.floor)
+        self.lowest = {segment: low for segment, low in self.lowest.items() if segment >= self.floor}
+
+
+class SegmentLogStore:
+    """See :class:`tenure.storage.LogStore`. It may be used from any one thread at a time."""
+
+    def __init__(self, folder: Path, *, segment_bytes: int = SEGMENT_BYTES, known_as: Path | None = None) -> None:
+        """Open the segments in ``folder``, made if absent, and cut off a record that a crash left unfinished.
+
+        ``known_as`` is the path that errors name instead, where ``folder`` is a copy.
+
+        Raises:
+            LogCorrupt: a record is damaged or missing; it is named.
+            StorageFull: there is no room for a segment.
+            StorageError: it is of a newer format, or cannot be opened.
+        """
+        self._folder = folder
+        self._known_as = folder if known_as is None else known_as
+        self._segment_bytes = segment_bytes
+        self._unusable: str | None = None
+        self._descriptor = -1
+        self._places = _Replay()
+        self._oldest = 1
+        self._segment = self._offset = self._size = 0
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._open()
+        except OSError as error:
+            self.close()
+            raise self._explain(error) from error
+        except BaseException:
+            self.close()
+            raise
+
+    # -- what the protocol promises ---------------------------------------------------------------------------------
+
+    def load(self) -> StoredLog:
+        """See :meth:`LogStore.load`."""
+        try:
+            replay, _ = self._replay(self._segments())
+        except OSError as error:
+            raise self._explain(error) from error
+        term, vote, commit = replay.hard_state
+        batches = tuple(batch.entries for batch in replay.kept())
+        return StoredLog(term=term, vote=vote, commit=commit, batches=batches, snapshot=replay.snapshot)
+
+    def save(
+        self,
+        *,
+        first: int,
+        last: int,
+        entries: bytes,
+        hard_state: tuple[int, int, int] | None,
+        snapshot: StoredSnapshot | None = None,
+    ) -> None:
+        """See :meth:`LogStore.save`. One write, which the disk has taken when it returns."""
+        state = self._places.hard_state if hard_state is None else hard_state
+        self._append(Record(Kind.SAVE, self._places.sequence + 1, state, first, last, entries, snapshot))
+
+    def compact(self, snapshot: StoredSnapshot) -> None:
+        """See :meth:`LogStore.compact`."""
+        places = self._places
+        if places.snapshot is None or snapshot.index >= places.snapshot.index:
+            self._append(Record(Kind.COMPACT, places.sequence + 1, places.hard_state, snapshot=snapshot))
+
+    def close(self) -> None:
+        """See :meth:`LogStore.close`."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    # -- writing ------------------------------------------------------------------------------------------------------
+
+    def _append(self, record: Record) -> None:
+        """One durable step. After any failure the store takes no further one: what it left is not known (R2)."""
+        if self._unusable is not None:
+            raise SyncFailed(f"{self._known_as}: an earlier write failed ({self._unusable}); open the store again")
+        try:
+            data = encode(record, segment=self._segment, offset=self._offset)
+            if self._offset + len(data) + SEAL_SIZE > self._size:
+                self._roll(len(data))
+                record = record._replace(sequence=self._places.sequence + 1)
+                data = encode(record, segment=self._segment, offset=self._offset)
+            self._write(self._descriptor, data, self._offset)
+            self._offset += len(data)
+            self._places.note(self._segment, record)
+            if self._oldest < self._places.floor:
+                self._remove_some()
+        except BaseException as error:
+            self._unusable = str(error)
+            if isinstance(error, OSError):
+                raise self._explain(error) from error
+            raise
+
+    def _roll(self, needed: int) -> None:
+        """Go on in the next segment, with room for a record of ``needed`` bytes."""
+        older, offset, segment = self._descriptor, self._offset, self._segment
+        try:
+            self._begin(segment + 1, needed)
+            self._seal(older, offset, segment)
+        finally:
+            if self._descriptor != older:
+                os.close(older)
+
+    def _begin(self, segment: int, needed: int) -> None:
+        """Make ``segment`` durable with its first record, and write into it from now on."""
+        places = self._places
+        head = Record(Kind.HEAD, places.sequence + 1, places.hard_state, first=places.floor, snapshot=places.snapshot)
+        data = encode(head, segment=segment, offset=0)
+        size = max(self._segment_bytes, len(data) + needed + SEAL_SIZE)
+        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_DSYNC | os.O_CLOEXEC
+        descriptor = os.open(self._path(segment), flags, 0o600)
+        try:
+            os.posix_fallocate(descriptor, 0, size)
+            self._write(descriptor, data, 0)
+            _sync_folder(self._folder)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        self._descriptor, self._segment, self._offset, self._size = descriptor, segment, len(data), size
+        places.note(segment, head)
+
+    def _seal(self, descriptor: int, offset: int, segment: int) -> None:
+        """Say at the end of ``segment`` that the next one exists, which it does by now."""
+        seal = Record(Kind.SEAL, self._places.sequence, self._places.hard_state)
+        self._write(descriptor, encode(seal, segment=segment, offset=offset), offset)
+
+    def _write(self, descriptor: int, data: bytes, offset: int) -> None:
+        """One synchronous write."""
+        written = os.pwrite(descriptor, data, offset)
+        if written != len(data):
+            raise OSError(errno.EIO, f"{written} of {len(data)} bytes were written")
+
+    def _remove_some(self) -> None:
+        """Remove a bounded piece of what no longer counts, oldest first."""
+        for segment in range(self._oldest, min(self._oldest + REMOVE_SEGMENTS_MAX, self._places.floor)):
+            self._path(segment).unlink(missing_ok=True)
+            self._oldest = segment + 1
+
+    # -- opening and reading ------------------------------------------------------------------------------------------
+
+    def _open(self) -> None:
+        segments = self._segments()
+        if not segments:
+            self._begin(1, 0)
+            return
+        self._places, ends = self._replay(segments)
+        self._places.batches.clear()
+        for stray in set(self._numbers()) - set(segments):
+            # Removed, and back after a power cut: the removal of a newer one was durable, and this one was not.
+            self._path(stray).unlink()
+        self._oldest = segments[0]
+        if not ends[-1].records:
+            # The crash came while this segment was made: the one before it goes on.
+            self._path(segments.pop()).unlink()
+            ends.pop()
+        if not segments:
+            self._begin(1, 0)
+            return
+        if len(segments) > 1 and ends[-2].records[-1].kind is not Kind.SEAL:
+            # The crash came after the next segment was made, and before this was said.
+            descriptor = self._reopen(segments[-2], ends[-2])
+            self._seal(descriptor, ends[-2].end, segments[-2])
+            os.close(descriptor)
+        self._segment, self._offset = segments[-1], ends[-1].end
+        self._descriptor = self._reopen(segments[-1], ends[-1])
+        self._size = os.fstat(self._descriptor).st_size
+
+    def _reopen(self, segment: int, found: Scan) -> int:
+        """A descriptor to go on writing behind the last whole record of ``segment``."""
+        descriptor = os.open(self._path(segment), os.O_RDWR | os.O_DSYNC | os.O_CLOEXEC)
+        if found.ending is Ending.CUT:
+            # What follows has to be zeros again, or a later cut could not be told from damage.
+            size = os.fstat(descriptor).st_size
+            os.ftruncate(descriptor, found.end)
+            os.posix_fallocate(descriptor, 0, size)
+            os.fsync(descriptor)
+        return descriptor
+
+    def _replay(self, segments: list[int]) -> tuple[_Replay, list[Scan]]:
+        """Everything that is stored, and how the segments end; :class:`tenure.LogCorrupt` names what is wrong."""
+        replay, ends = _Replay(), list[Scan]()
+        for segment in segments:
+            found = self._scan(segment)
+            if found.ending is Ending.DAMAGED:
+                raise self._corrupt(segment, f"the record at byte {found.end} fails its checksum", _next_index(found))
+            if found.records and found.records[0].kind is not Kind.HEAD:
+                raise self._corrupt(segment, "its first record is missing", None)
+            for record in found.records:
+                if not replay.take(segment, record, is_first=not ends and record.kind is Kind.HEAD):
+                    raise self._corrupt(segment, f"the record {replay.sequence + 1} is missing", None)
+            ends.append(found)
+        for place, (segment, found) in enumerate(zip(segments, ends, strict=True)):
+            later = ends[place + 1 :]
+            followed = len(later[0].records) if later else 0
+            if found.records and found.records[-1].kind is Kind.SEAL:
+                if not followed:
+                    raise self._corrupt(segment + 1, "it, or its first record, is missing", None)
+            elif later and (len(later) > 1 or followed > 1 or not found.records):
+                # Without a seal only the first record of the next one can be there.
+                raise self._corrupt(segment, f"the record at byte {found.end} is missing", _next_index(found))
+        if segments[0] > replay.floor or (not ends[0].records and segments[0] > 1):
+            raise self._corrupt(replay.floor, "it is missing, and no snapshot stands for its entries", None)
+        return replay, ends
+
+    def _scan(self, segment: int) -> Scan:
+        data = self._path(segment).read_bytes()
+        newer = newer_format(data)
+        if newer is not None:
+            path = self._named(segment)
+            raise StorageError(f"{path} has format {newer}, which this version does not read: use the newer Tenure")
+        return scan(data, segment=segment)
+
+    def _numbers(self) -> list[int]:
+        matches = (_NAME.fullmatch(path.name) for path in self._folder.iterdir())
+        return sorted(int(match[1]) for match in matches if match)
+
+    def _segments(self) -> list[int]:
+        """The newest segments that follow one another without a hole."""
+        numbers = self._numbers()
+        place = len(numbers) - 1
+        while place > 0 and numbers[place - 1] == numbers[place] - 1:
+            place -= 1
+        return numbers[place:] if numbers else []
+
+    def _path(self, segment: int) -> Path:
+        return self._folder / f"{segment:020d}.segment"
+
+    def _named(self, segment: int) -> Path:
+        return self._known_as / self._path(segment).name
+
+    def _corrupt(self, segment: int, what: str, index: int | None) -> LogCorrupt:
+        path = self._named(segment)
+        return LogCorrupt(
+            f"{path}: {what}; it was not applied. Replace this member's data directory", path=str(path), index=index
+        )
+
+    def _explain(self, error: OSError) -> StorageError:
+        """The storage error that says what its reader can do."""
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return StorageFull(f"{self._known_as}: the disk is full; free space and start this node again")
+        return SyncFailed(f"{self._known_as}: {error}; what is on the disk is no longer known, so this node must stop")
+
+
+def _next_index(found: Scan) -> int | None:
+    """The first log index of which the record behind the last whole one may have been."""
+    lasts = [record.last for record in found.records if record.entries and record.last]
+    return lasts[-1] + 1 if lasts else None
+
+
+def _sync_folder(folder: Path) -> None:
+    """The name of a new file is durable only once its folder is."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

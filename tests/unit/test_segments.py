@@ -1,0 +1,234 @@
+"""The log store in segments: what a crash leaves at any instant, what rots, what is missing."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import random
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from tenure import LogCorrupt, StorageError, StorageFull, SyncFailed
+from tenure.storage import SegmentLogStore, StoredLog, StoredSnapshot
+from tenure.storage import segments as segments_module
+from tenure.storage.segment_records import MARK, SECTOR
+
+SEGMENT_BYTES = 4096
+Image = dict[str, bytes]
+
+
+def image_of(folder: Path) -> Image:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def put(folder: Path, image: Image) -> Path:
+    folder.mkdir()
+    for name, data in image.items():
+        (folder / name).write_bytes(data)
+    return folder
+
+
+def opened(folder: Path) -> SegmentLogStore:
+    return SegmentLogStore(folder, segment_bytes=SEGMENT_BYTES)
+
+
+def loaded(folder: Path) -> StoredLog:
+    store = opened(folder)
+    found = store.load()
+    store.close()
+    return found
+
+
+def run_some(store: SegmentLogStore) -> Iterator[None]:
+    """Calls of every shape, over many segments; a step ends where a call has returned."""
+    index = 0
+    for step in range(40):
+        size = (60, 700, 1500)[step % 3]
+        entries = bytes(size) if step % 5 == 4 else random.Random(step).randbytes(size)
+        snapshot = StoredSnapshot(index=index + 10, term=2, data=b"the leader's" * 20) if step == 25 else None
+        index = index + 10 if snapshot is not None else index
+        first, index = (index, index + 1) if step % 7 == 6 else (index + 1, index + 2)
+        store.save(first=first, last=index, entries=entries, hard_state=(step, 1, index - 1), snapshot=snapshot)
+        yield
+        if step % 6 == 5:
+            store.compact(StoredSnapshot(index=index - 3, term=1, data=b"own" * 50))
+            yield
+        if step % 11 == 10:
+            store.save(first=0, last=0, entries=b"", hard_state=(step, 2, index - 1))
+            yield
+
+
+@pytest.fixture
+def filled(tmp_path: Path) -> tuple[Image, StoredLog]:
+    """Several segments as a closed store leaves them, and what they hold."""
+    store = opened(tmp_path / "filled")
+    for _ in run_some(store):
+        pass
+    found = store.load()
+    store.close()
+    return image_of(tmp_path / "filled"), found
+
+
+def test_R1_segment_is_written_through_to_the_disk(tmp_path: Path):
+    """O_DSYNC: the write returns once the record is on the disk, and the file had its length before."""
+    store = opened(tmp_path)
+    assert fcntl.fcntl(store._descriptor, fcntl.F_GETFL) & os.O_DSYNC
+    size = os.fstat(store._descriptor).st_size
+    store.save(first=1, last=1, entries=b"one", hard_state=(1, 1, 0))
+    assert os.fstat(store._descriptor).st_size == size == SEGMENT_BYTES
+    store.close()
+
+
+class Watched(SegmentLogStore):
+    """Keeps what was on the disk before and after each of its writes."""
+
+    writes: list[tuple[Image, Image]]
+
+    def _write(self, descriptor: int, data: bytes, offset: int) -> None:
+        before = image_of(self._folder)
+        super()._write(descriptor, data, offset)
+        self.writes.append((before, image_of(self._folder)))
+
+
+def cut_between(before: Image, after: Image, source: random.Random) -> Iterator[Image]:
+    """What a power cut in the middle of one write can leave: any of the sectors that it changes."""
+    yield before
+    for name, new in after.items():
+        old = before[name]
+        changed = [at for at in range(0, len(new), SECTOR) if old[at : at + SECTOR] != new[at : at + SECTOR]]
+        choices = [changed[:1], changed[1:], changed[:-1], changed[-1:]]
+        choices += [[at for at in changed if source.random() < 0.5] for _ in range(3)]
+        for written in {tuple(choice) for choice in choices}:
+            data = bytearray(old)
+            for at in written:
+                data[at : at + SECTOR] = new[at : at + SECTOR]
+            yield before | {name: bytes(data)}
+    yield after
+
+
+def test_R1_store_has_all_of_each_call_or_nothing_wherever_the_power_goes(tmp_path: Path):
+    """At every write and at any sector of it, those of a new segment included; and it goes on after that."""
+    Watched.writes = writes = []
+    source, count = random.Random(7), 0
+    store = Watched(tmp_path / "store", segment_bytes=SEGMENT_BYTES)
+    before, done = store.load(), len(writes)
+    for _ in run_some(store):
+        after = store.load()
+        for image in (image for pair in writes[done:] for image in cut_between(*pair, source)):
+            count += 1
+            folder = put(tmp_path / f"cut-{count}", image)
+            survivor = opened(folder)
+            found = survivor.load()
+            assert found in (before, after)
+            survivor.save(first=900, last=900, entries=b"goes on", hard_state=None)
+            survivor.close()
+            assert loaded(folder).batches == (*found.batches, b"goes on")
+        before, done = after, len(writes)
+    store.close()
+    assert max(len(pair[1]) for pair in writes) > 3
+    assert count > 300
+
+
+def test_store_finds_every_flipped_bit_or_takes_no_harm(tmp_path: Path, filled: tuple[Image, StoredLog]):
+    """Everywhere in every segment: in what counts, in the last record, in the space that is not used yet."""
+    image, whole = filled
+    source = random.Random(3)
+    found_damage = 0
+    for number, (name, data) in enumerate(image.items()):
+        for place in range(number % 5, len(data), 5):
+            flipped = bytearray(data)
+            flipped[place] ^= 1 << source.randrange(8)
+            folder = put(tmp_path / f"{name}-{place}", image | {name: bytes(flipped)})
+            try:
+                found = loaded(folder)
+            except StorageError as error:
+                found_damage += 1
+                named = error.path if isinstance(error, LogCorrupt) else str(error)
+                assert name in named, named
+            else:
+                assert found == whole
+            shutil.rmtree(folder)
+    assert found_damage > 500
+
+
+def test_store_names_the_segment_that_is_missing(tmp_path: Path, filled: tuple[Image, StoredLog]):
+    """The last one as well: the one before it says that it exists."""
+    image, _ = filled
+    assert len(image) >= 3
+    for name in image:
+        folder = put(tmp_path / name, {other: data for other, data in image.items() if other != name})
+        with pytest.raises(LogCorrupt, match="missing"):
+            opened(folder)
+        assert len(image_of(folder)) == len(image) - 1
+
+
+def test_store_removes_no_segment_that_still_counts_and_keeps_few(tmp_path: Path):
+    """What is compacted goes whole segment by whole segment."""
+    store = opened(tmp_path)
+    for index in range(1, 400):
+        store.save(first=index, last=index, entries=b"e" * 300, hard_state=(1, 1, index))
+        if index % 20 == 0:
+            store.compact(StoredSnapshot(index=index - 5, term=1, data=b"s"))
+            assert len(image_of(tmp_path)) <= 4
+    assert len(store.load().batches) == 399 - 375
+    store.close()
+
+
+def test_store_takes_a_segment_that_came_back_for_removed(tmp_path: Path):
+    """A removal need not be durable: an old segment that a power cut brings back changes nothing."""
+    store = opened(tmp_path / "store")
+    older: Image = {}
+    for index in range(1, 200):
+        store.save(first=index, last=index, entries=b"e" * 300, hard_state=(1, 1, index))
+        older |= image_of(tmp_path / "store")
+        if index % 20 == 0:
+            store.compact(StoredSnapshot(index=index - 5, term=1, data=b"s"))
+    whole = store.load()
+    store.close()
+    image = image_of(tmp_path / "store")
+    gone = sorted(set(older) - set(image))
+    assert len(gone) > 3
+    for number, back in enumerate((gone[:1], gone[-1:], gone[-3:], gone)):
+        folder = put(tmp_path / f"back-{number}", image | {name: older[name] for name in back})
+        assert loaded(folder) == whole
+
+
+def test_store_refuses_a_segment_of_a_newer_format(tmp_path: Path):
+    opened(tmp_path).close()
+    path = next(tmp_path.iterdir())
+    path.write_bytes(path.read_bytes().replace(MARK, MARK[:6] + b"02"))
+    with pytest.raises(StorageError, match="has format 2"):
+        opened(tmp_path)
+
+
+def test_store_says_that_the_disk_is_full_when_there_is_no_room_for_a_segment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    store = opened(tmp_path)
+    store.save(first=1, last=1, entries=b"kept", hard_state=(1, 1, 0))
+
+    def full(*_: object) -> NoReturn:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(segments_module.os, "posix_fallocate", full)
+        with pytest.raises(StorageFull, match="free space"):
+            store.save(first=2, last=2, entries=bytes(SEGMENT_BYTES), hard_state=None)
+        with pytest.raises(SyncFailed, match="an earlier write failed"):
+            store.save(first=2, last=2, entries=b"small", hard_state=None)
+    store.close()
+    assert loaded(tmp_path).batches == (b"kept",)
+
+
+def test_store_fails_as_unsynced_when_a_write_is_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Half of a record is no record, whatever the system call says."""
+    store = opened(tmp_path)
+    monkeypatch.setattr(segments_module.os, "pwrite", lambda _, data, __: len(data) - 1)
+    with pytest.raises(SyncFailed, match="bytes were written"):
+        store.save(first=1, last=1, entries=b"one", hard_state=None)
+    store.close()
