@@ -3,103 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import dataclasses
-import json
-from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import tenure_raft
 
 import tenure
-from support.services import free_ports
+from support.replicas import BOUND_SECONDS, running
 from support.virtual_cluster import VirtualCluster
-from tenure.config import from_mapping
 from tenure.core.effects import Proposed, Proved, Rejected
 from tenure.core.member import PROOF
-from tenure.raft import Node, RaftEvent
-
-BOUND_SECONDS = 20.0
-
-
-class Numbers:
-    """Appends what it is told and returns how many there are."""
-
-    def __init__(self) -> None:
-        self.seen: list[bytes] = []
-
-    def apply(self, data: bytes, *, index: int, term: int) -> Any:
-        if data == b"fail":
-            raise ZeroDivisionError("the state machine broke")
-        self.seen.append(data)
-        return len(self.seen)
-
-    def snapshot(self) -> list[bytes]:
-        return [json.dumps([data.decode() for data in self.seen]).encode()]
-
-    def restore(self, chunks: Iterable[bytes]) -> None:
-        self.seen = [text.encode() for text in json.loads(b"".join(chunks))]
-
-
-class Replicas:
-    """Three nodes and their state machines."""
-
-    def __init__(self, folder: Path, names: str = "abc") -> None:
-        self.folder = folder
-        self.ports = dict(zip(names, free_ports(len(names)), strict=True))
-        self.nodes: dict[str, Node] = {}
-        self.machines: dict[str, Numbers] = {}
-
-    async def start(self, name: str) -> Node:
-        peers = {p: {"raft": f"127.0.0.1:{port}", "url": f"http://{p}.test"} for p, port in self.ports.items()}
-        config = from_mapping(
-            {
-                "node": {"name": name, "data_dir": str(self.folder / name)},
-                "raft": {"listen": f"127.0.0.1:{self.ports[name]}", "peers": peers},
-            }
-        )
-        self.machines[name] = Numbers()
-        self.nodes[name] = await Node.open(config, self.machines[name]).__aenter__()
-        return self.nodes[name]
-
-    async def stop(self, name: str) -> None:
-        await self.nodes.pop(name).close()
-
-    async def until(self, holds: Callable[[], bool]) -> None:
-        async with asyncio.timeout(BOUND_SECONDS):
-            while not holds():  # noqa: ASYNC110 - polled: the condition spans several nodes.
-                await asyncio.sleep(0.01)
-
-    async def leader(self) -> Node:
-        """The leader, once it has committed something in its term."""
-        async with asyncio.timeout(BOUND_SECONDS):
-            while True:
-                for node in self.nodes.values():
-                    with contextlib.suppress(tenure.NotLeader, tenure.ProposalDropped, tenure.QuorumUnavailable):
-                        await node.verify_leader(timeout_ms=500)
-                        return node
-                await asyncio.sleep(0.02)
-
-    def cut(self, name: str) -> None:
-        """The member hears and reaches nobody any more; its sockets stay open."""
-        transport = self.nodes[name]._driver._links.transport
-        transport.send = lambda peer, payload: None
-        acceptor = transport._acceptor
-        acceptor._hooks = dataclasses.replace(acceptor._hooks, on_payload=lambda sender, payload: None)
-
-
-@contextlib.asynccontextmanager
-async def running(folder: Path) -> AsyncIterator[Replicas]:
-    replicas = Replicas(folder)
-    try:
-        for name in replicas.ports:
-            await replicas.start(name)
-        yield replicas
-    finally:
-        for name in list(replicas.nodes):
-            await replicas.stop(name)
+from tenure.raft import RaftEvent
 
 
 @pytest.mark.asyncio

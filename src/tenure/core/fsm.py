@@ -10,7 +10,16 @@ from __future__ import annotations
 import msgspec
 
 from tenure.core import commands
-from tenure.core.commands import Acquire, ChangeSettings, MemberRecord, Recover, Release, Settings, Settled
+from tenure.core.commands import (
+    Acquire,
+    ChangeSettings,
+    MemberRecord,
+    MembersChange,
+    Recover,
+    Release,
+    Settings,
+    Settled,
+)
 from tenure.invariants import invariant
 from tenure.types import GENERATION_SHIFT, TOKEN_LIMIT, FencingToken
 
@@ -46,6 +55,8 @@ class Enrolment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     raft_id: int
     #: The members as they were when this one was welcomed; None for a founding member.
     membership: Membership | None = None
+    #: True once this member has applied its own removal: the directory is of no use any more.
+    removed: bool = False
 
 
 class Holding(msgspec.Struct, frozen=True):
@@ -74,6 +85,8 @@ class ClusterState(msgspec.Struct, frozen=True):
     members: tuple[MemberRecord, ...] = ()
     #: The highest raft id that was ever given: none is used twice (R7).
     last_raft_id: int = 0
+    #: Those that still vote in a joint configuration and go with its end.
+    leaving: tuple[int, ...] = ()
 
 
 def initial_state(record: ClusterRecord) -> ClusterState:
@@ -148,16 +161,22 @@ def apply_entry(state: ClusterState, data: bytes, *, index: int) -> ClusterState
     return msgspec.structs.replace(state, released=False)
 
 
-def apply_members(state: ClusterState, context: bytes, *, index: int) -> ClusterState:
-    """The state after a change of the members that carried ``context``; the end of a joint one carries nothing."""
-    if not context:
-        return msgspec.structs.replace(state, released=False)
-    change = commands.decode_members(context, index=index)
+def apply_members(state: ClusterState, context: bytes, *, joint: bool, index: int) -> ClusterState:
+    """The state after a change of the members that carried ``context``; the end of a joint one carries nothing.
+
+    Who is removed by a change that enters a ``joint`` configuration votes in it: such a member goes with its end.
+    """
+    change = commands.decode_members(context, index=index) if context else MembersChange(removed=state.leaving)
     added = {record.raft_id: record for record in change.added}
-    kept = [record for record in state.members if record.raft_id not in added and record.raft_id not in change.removed]
-    members = tuple(sorted([*kept, *added.values()], key=lambda record: record.raft_id))
-    last = max([state.last_raft_id, *added])
-    return msgspec.structs.replace(state, members=members, last_raft_id=last, released=False)
+    gone = () if joint else change.removed
+    kept = [record for record in state.members if record.raft_id not in added and record.raft_id not in gone]
+    return msgspec.structs.replace(
+        state,
+        members=tuple(sorted([*kept, *added.values()], key=lambda record: record.raft_id)),
+        last_raft_id=max([state.last_raft_id, *added]),
+        leaving=change.removed if joint else (),
+        released=False,
+    )
 
 
 def _acquire(state: ClusterState, command: Acquire) -> ClusterState:

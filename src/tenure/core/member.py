@@ -345,8 +345,8 @@ class MemberCore:
         for index, term, kind, data in committed:
             self.snapshots.applied(len(data))
             if kind == "conf_change":
-                _, context = self._binding.decode_conf_change(data)
-                self.state = apply_members(self.state, context, index=index)
+                steps, context = self._binding.decode_conf_change(data)
+                self.state = apply_members(self.state, context, joint=len(steps) > 1, index=index)
                 self._members_index = index
                 changes.append((index, term))
             else:

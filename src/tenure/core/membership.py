@@ -90,6 +90,7 @@ def plan(changes: Sequence[Change], state: ClusterState, standing: Standing) -> 
     voters = set(standing.voters)
     added: list[MemberRecord] = []
     removed: list[int] = []
+    taken: set[str] = set()
     steps: list[tuple[str, int]] = []
     next_id = state.last_raft_id + 1
     for change in changes:
@@ -98,6 +99,8 @@ def plan(changes: Sequence[Change], state: ClusterState, standing: Standing) -> 
             next_id += 1
             if any(other.directory_id == record.directory_id for other in by_name.values()):
                 raise MembershipRefused(f"{record.name}: its data directory is a member already")
+            if record.name in taken:
+                raise MembershipRefused(f"{record.name} cannot be removed and added by one change: remove it first")
             if record.name in by_name:
                 raise MembershipRefused(
                     f"{record.name} is a member already, with another data directory: "
@@ -112,6 +115,7 @@ def plan(changes: Sequence[Change], state: ClusterState, standing: Standing) -> 
             raise MembershipRefused(f"{change.name} is no member; the members are {', '.join(sorted(by_name))}")
         if isinstance(change, Remove):
             del by_name[change.name]
+            taken.add(change.name)
             voters.discard(known.raft_id)
             removed.append(known.raft_id)
             steps.append(("remove", known.raft_id))

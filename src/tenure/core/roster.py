@@ -99,7 +99,9 @@ class Roster:
         return Welcome(record=enrolment.record, membership=membership)
 
     def note_applicant(self, hello: Hello) -> None:
-        """A new directory called: it can be added by its name."""
+        """A new directory called: it can be added by its name, unless a member has that name."""
+        if self._enrolment is None or self.find(hello.name) is not None:
+            return
         if hello.name in self.applicants or len(self.applicants) < APPLICANTS_MAX:
             self.applicants[hello.name] = hello
 

@@ -58,7 +58,6 @@ from tenure.core.roster import Roster
 from tenure.errors import (
     EngineFailed,
     InvariantViolated,
-    MemberRemoved,
     NodeClosed,
     StorageError,
     TenureError,
@@ -69,7 +68,7 @@ from tenure.node.clocks import read_clocks
 from tenure.node.disk import DISK_STALL_SECONDS, Disk
 from tenure.node.exchange import SnapshotExchange
 from tenure.node.fencing import FenceAdapter
-from tenure.node.founding import Founding
+from tenure.node.founding import Founding, removal
 from tenure.node.links import Links
 from tenure.node.listener import Listener
 from tenure.node.opening import Stores, build_core
@@ -219,6 +218,8 @@ class Driver(NodeThread):
         config = self._config
         self._stores = stores = await self._disk.run(lambda: Stores.open(config, self._ports))
         enrolment, seen = await self._disk.run(lambda: (stores.directory.enrolment, stores.directory.peers_seen))
+        if enrolment is not None and enrolment.removed:
+            raise removal(config.node.name)
         self.roster = Roster(
             enrolment,
             acknowledged=lambda raft_id: self._core.acknowledged_by(raft_id) if self._core is not None else 0,
@@ -398,13 +399,12 @@ class Driver(NodeThread):
         if self._links is not None and self._links.transport is not None:
             # The core is being stepped right now: what it is told of this waits until it is done.
             _running_loop().call_soon(self._links.members_changed)
-        if core.removed and not self._removed:
+        enrolment = self.roster.enrolment
+        if core.removed and not self._removed and enrolment is not None:
             self._removed = True
-            removal = MemberRemoved(
-                f"{self._config.node.name} was removed from the cluster: this node stops. To add it again, give it a "
-                "new data directory"
-            )
-            _running_loop().call_later(REMOVED_SECONDS, self.fail, removal)
+            directory = _required(self._stores).directory
+            self._disk.watched(lambda: directory.enrol(msgspec.structs.replace(enrolment, removed=True)))
+            _running_loop().call_later(REMOVED_SECONDS, self.fail, removal(self._config.node.name))
 
     def _begin_fence(self, core: MemberCore, effect: ReadFence | RaiseFence) -> None:
         if self._fence is None:

@@ -11,7 +11,7 @@ from tenure.core.commands import Settings
 from tenure.core.founding import PROTOCOL_VERSION, Apply, Hello, Refuse, Wait, decide
 from tenure.core.fsm import Enrolment
 from tenure.core.roster import Roster
-from tenure.errors import FoundingRefused
+from tenure.errors import FoundingRefused, MemberRemoved
 from tenure.instants import PPM
 from tenure.transport.frames import NO_CLUSTER
 from tenure.transport.tcp import Identity
@@ -122,3 +122,10 @@ def _waiting(decision: Wait | Apply) -> str:
 def _refusal(decision: Refuse) -> FoundingRefused:
     reasons = tuple(dict.fromkeys(decision.reasons))
     return FoundingRefused("this node can neither found nor join the cluster: " + "; ".join(reasons), reasons=reasons)
+
+
+def removal(name: str) -> MemberRemoved:
+    """What a member ends with that has applied its own removal, then and at every later start."""
+    return MemberRemoved(
+        f"{name} was removed from the cluster: this node stops. To add it again, give it a new data directory"
+    )
