@@ -8,6 +8,7 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 import uvloop
 
@@ -66,16 +67,18 @@ class Peer:
     def __init__(self, name: str, files: TlsFiles | None, peers: dict[str, str] | None = None) -> None:
         self.received: list[tuple[int, bytes]] = []
         self.believed: list[str] = []
+        self.applicants: list[str] = []
         certificates = Certificates(files, cluster="test", node=name) if files else None
         self.transport = TcpTransport(
             listen="127.0.0.1:0",
             peers=peers or {},
             hooks=TransportHooks(
                 identity=lambda: Identity(hello(name), CLUSTER, IDS[name]),
-                admit=lambda other, expected: None if expected in (None, other.name) else f"not {expected}",
+                admit=lambda other, expected: None if expected in (None, other.name) and other.cluster_id else "no",
                 raft_id_of=IDS.get,
                 on_payload=lambda sender, payload: self.received.append((sender, payload)),
                 on_hello=lambda other: self.believed.append(other.name),
+                on_applicant=lambda other: self.applicants.append(other.name),
             ),
             certificates=certificates,
             reload_seconds=0.01,
@@ -150,13 +153,15 @@ def client(files: TlsFiles | None, authority: Authority) -> ssl.SSLContext:
     return context
 
 
-async def greet(port: int, context: ssl.SSLContext | None, name: str) -> None:
-    """Say hello as ``name``, send a frame, and read until the other side closes."""
+async def greet(port: int, context: ssl.SSLContext | None, said: Hello) -> None:
+    """Say that hello, send a frame, and read until the other side closes."""
     with contextlib.suppress(ConnectionError, ssl.SSLError):
         reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
         try:
-            for kind, payload in ((Kind.HELLO, frames.encode_hello(hello(name))), (Kind.MESSAGES, b"let me in")):
-                writer.write(frames.encode(kind, cluster=CLUSTER, sender=IDS[name], incarnation=5, payload=payload))
+            for kind, payload in ((Kind.HELLO, frames.encode_hello(said)), (Kind.MESSAGES, b"let me in")):
+                writer.write(
+                    frames.encode(kind, cluster=CLUSTER, sender=IDS[said.name], incarnation=5, payload=payload)
+                )
             await reader.read()
         finally:
             writer.transport.abort()
@@ -190,13 +195,29 @@ def test_R3_stranger_is_refused_and_counted_and_changes_nothing(run: Run, author
     async def scenario() -> None:
         async with pair(authority) as (a, b, port):
             stream = b.transport._outgoing[1]
-            await greet(port, stranger(how, authority), "b")
+            await greet(port, stranger(how, authority), hello("b"))
             await a.until(lambda: a.transport.refused_connections == 1)
             b.transport.send(1, b"still here")
             await a.until(lambda: bool(a.received))
             assert a.received == [(2, b"still here")]
             assert b.transport._outgoing[1] is stream
             assert not a.transport._acceptor._ungreeted
+
+    run(scenario())
+
+
+def test_R3_applicant_is_told_of_only_when_its_certificate_names_it(run: Run, authority: Authority):
+    """Who may join is decided by name: nobody applies under the name of another."""
+    applicant = msgspec.structs.replace(hello("b"), cluster_id="")
+
+    async def scenario() -> None:
+        a = Peer("a", authority.files("a"))
+        async with listening(a) as port:
+            await greet(port, client(authority.files("c"), authority), applicant)
+            assert a.applicants == []
+            await greet(port, client(authority.files("b"), authority), applicant)
+            assert a.applicants == ["b"]
+            assert a.received == []
 
     run(scenario())
 
@@ -324,7 +345,7 @@ async def test_R3_members_over_tls_keep_their_term_when_every_certificate_is_rep
             await start(name)
         leader, leadership = await cluster.leader()
         await cluster.until(lambda: {m.status().term for m in cluster.members.values()} == {leadership.term})
-        held = {name: member._driver._transport._certificates for name, member in cluster.members.items()}
+        held = {name: member._driver._links.transport._certificates for name, member in cluster.members.items()}
         before = {name: certificates.contexts for name, certificates in held.items()}
         for name, member in cluster.members.items():
             authority.files(name)

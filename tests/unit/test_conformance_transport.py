@@ -4,51 +4,37 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import ClassVar
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import pytest
 
 from support.services import free_ports
-from support.virtual_cluster import SETTINGS
-from tenure.core.founding import PROTOCOL_VERSION, Hello
 from tenure.testing import Endpoint, MemoryNetwork, MemoryTransport, TransportConformance
-from tenure.transport import Identity, TcpTransport, Transport, TransportHooks
-
-CLUSTER = bytes(range(16))
-IDS = {"a": 1, "b": 2, "c": 3}
-NAMES = {raft_id: name for name, raft_id in IDS.items()}
+from tenure.testing import transport as suite_of_transports
+from tenure.testing.memory_transport import Stream
+from tenure.testing.transport import MEMBERS
+from tenure.transport import TcpTransport, Transport, TransportHooks
+from tenure.transport.greeting import Lives
 
 
 class TestTcpTransport(TransportConformance):
     def setup_method(self) -> None:
-        self.detours: dict[str, str] = {}
-        self.addresses = {name: f"127.0.0.1:{port}" for name, port in zip(IDS, free_ports(3), strict=True)}
+        ports = free_ports(2 * len(MEMBERS))
+        self.addresses = {name: f"127.0.0.1:{ports.pop()}" for name in MEMBERS}
+        self.other_addresses = {name: f"127.0.0.1:{ports.pop()}" for name in MEMBERS}
 
-    async def open_transport(self, member: int, endpoint: Endpoint, *, incarnation: int) -> Transport:
-        name = NAMES[member]
-        hello = Hello(
-            protocol=PROTOCOL_VERSION,
-            cluster_name="test",
-            cluster_id=CLUSTER.hex(),
-            name=name,
-            directory_id=name,
-            incarnation=incarnation,
-            member_names=tuple(IDS),
-            settings=SETTINGS,
-        )
+    def address_of(self, name: str) -> str:
+        return self.addresses[name]
+
+    def other_address_of(self, name: str) -> str:
+        return self.other_addresses[name]
+
+    async def open_transport(self, endpoint: Endpoint, *, listen: str, peers: Mapping[str, str]) -> Transport:
         # A second life of a member that is still there cannot have its address, too.
-        peers = {other: address for other, address in self.addresses.items() if other != name} | self.detours
-        for listen in (self.addresses[name], "127.0.0.1:0"):
-            transport = TcpTransport(
-                listen=listen,
-                peers=peers,
-                hooks=TransportHooks(
-                    identity=lambda: Identity(hello, CLUSTER, member),
-                    admit=lambda other, _: None if other.cluster_id == CLUSTER.hex() else "another cluster",
-                    raft_id_of=IDS.get,
-                    on_payload=endpoint.taken,
-                ),
-            )
+        for address in (listen, "127.0.0.1:0"):
+            transport = TcpTransport(listen=address, peers=peers, hooks=endpoint.hooks)
             try:
                 await transport.start()
             except OSError:
@@ -56,15 +42,12 @@ class TestTcpTransport(TransportConformance):
             return transport
         raise AssertionError("no address to listen on")
 
-    async def open_leftover(self, member: int, endpoint: Endpoint, *, incarnation: int) -> Transport:
-        """It reaches member 1 through a relay that takes one connection and no more."""
-        host, port = self.addresses["a"].split(":")
+    async def open_leftover(self, endpoint: Endpoint, *, listen: str, peers: Mapping[str, str]) -> Transport:
+        """It reaches member ``a`` through a relay that takes one connection and no more."""
+        host, port = peers["a"].split(":")
         relay = await asyncio.start_server(lambda *ends: self.relay_once(relay, ends, host, int(port)), host, 0)
-        self.detours = {"a": f"{host}:{relay.sockets[0].getsockname()[1]}"}
-        try:
-            return await self.open_transport(member, endpoint, incarnation=incarnation)
-        finally:
-            self.detours = {}
+        detour = {"a": f"{host}:{relay.sockets[0].getsockname()[1]}"}
+        return await self.open_transport(endpoint, listen=listen, peers=dict(peers) | detour)
 
     async def relay_once(self, relay: asyncio.Server, ends: tuple, host: str, port: int) -> None:
         relay.close()
@@ -86,8 +69,14 @@ class TestMemoryTransport(TransportConformance):
     def setup_method(self) -> None:
         self.network = MemoryNetwork(delay_seconds=(0.0, 0.002))
 
-    async def open_transport(self, member: int, endpoint: Endpoint, *, incarnation: int) -> Transport:
-        transport = self.transport_class(self.network, member, endpoint.taken)
+    def address_of(self, name: str) -> str:
+        return name
+
+    def other_address_of(self, name: str) -> str:
+        return f"{name}, elsewhere"
+
+    async def open_transport(self, endpoint: Endpoint, *, listen: str, peers: Mapping[str, str]) -> Transport:
+        transport = self.transport_class(self.network, listen, endpoint.hooks, peers)
         await transport.start()
         return transport
 
@@ -101,9 +90,9 @@ class TestMemoryTransport(TransportConformance):
 class Reorders(MemoryTransport):
     """Takes the newest payload first."""
 
-    def _deliver(self, peer: int) -> None:
-        self._in_flight[peer].reverse()
-        super()._deliver(peer)
+    def _deliver(self, stream: Stream) -> None:
+        stream.in_flight.reverse()
+        super()._deliver(stream)
 
 
 class Repeats(MemoryTransport):
@@ -118,7 +107,7 @@ class KeepsForLater(MemoryTransport):
     waiting: ClassVar[list[bytes]] = []
 
     def send(self, peer: int, payload: bytes) -> None:
-        if self._network.present(peer) is None:
+        if peer not in self.connected():
             self.dropped_frames += 1
             self.waiting.append(payload)
             return
@@ -129,14 +118,15 @@ class KeepsForLater(MemoryTransport):
 
 class RaisesForStrangers(MemoryTransport):
     def send(self, peer: int, payload: bytes) -> None:
-        if self._network.present(peer) is None:
+        if peer not in self.connected():
             raise AssertionError("who is that?")
         super().send(peer, payload)
 
 
 class KnowsNoBound(MemoryTransport):
     def send(self, peer: int, payload: bytes) -> None:
-        self._bytes_in_flight.clear()
+        if peer in self._outgoing:
+            self._outgoing[peer].bytes_in_flight = 0
         super().send(peer, payload)
 
 
@@ -148,19 +138,11 @@ class TalksAfterItsEnd(MemoryTransport):
 class IsHeardForEver(MemoryTransport):
     """Every life of a member is as good as another."""
 
-    def send(self, peer: int, payload: bytes) -> None:
-        present = self._network.present(self.member)
-        self._network._members[self.member] = self
-        super().send(peer, payload)
-        self._deliver(peer)
-        self._in_flight[peer].append((self, b""))
-        if present is not None:
-            self._network.enter(present)
+    def _open(self, stream: Stream) -> None:
+        self._outgoing[stream.acceptor_id] = stream
 
-    def _deliver(self, peer: int) -> None:
-        target, payload = self._in_flight[peer].popleft()
-        if payload:
-            target._on_payload(self.member, payload)
+    def _stands(self, stream: Stream) -> bool:
+        return True
 
 
 class ClosesOnce(MemoryTransport):
@@ -173,8 +155,84 @@ class ClosesOnce(MemoryTransport):
 class TrustsTheFirstByte(MemoryTransport):
     """Whoever says that it is member 2 is member 2."""
 
-    def _deliver(self, peer: int) -> None:
-        self._in_flight[peer][0][0]._on_payload(2, self._in_flight[peer].popleft()[1])
+    def _deliver(self, stream: Stream) -> None:
+        stream.acceptor.hooks.on_payload(2, stream.in_flight.popleft())
+
+
+class KeepsItsPeers(MemoryTransport):
+    def set_peers(self, peers: Mapping[str, str]) -> None:
+        self._peers.update(peers)
+
+
+class IsNotTold(MemoryTransport):
+    def set_peers(self, peers: Mapping[str, str]) -> None:
+        pass
+
+
+class OpensAllStreamsAnew(MemoryTransport):
+    def set_peers(self, peers: Mapping[str, str]) -> None:
+        super().set_peers({})
+        super().set_peers(peers)
+
+
+class StaysAtTheOldAddress(MemoryTransport):
+    def set_peers(self, peers: Mapping[str, str]) -> None:
+        super().set_peers(dict(peers) | self._peers)
+
+
+class DialsAfterItsEnd(MemoryTransport):
+    def set_peers(self, peers: Mapping[str, str]) -> None:
+        super().set_peers(peers)
+        for name, address in peers.items():
+            self._network._listening[self.address] = self
+            self._dial(name, address)
+
+
+class AsksOnceWhoIsAMember(MemoryTransport):
+    def _stands(self, stream: Stream) -> bool:
+        return stream.acceptor._incoming.get(stream.dialler_id) is stream
+
+
+class TellsEachEndTwice(MemoryTransport):
+    def _dial(self, name: str, address: str) -> None:
+        super()._dial(name, address)
+        if self._network.at(address) is None:
+            self.hooks.on_gone(MEMBERS[name])
+
+
+class TellsOfNoEnd(MemoryTransport):
+    def _open(self, stream: Stream) -> None:
+        self._lives = Lives(self.hooks)
+        super()._open(stream)
+
+    def _dial(self, name: str, address: str) -> None:
+        if self._network.at(address) is not None:
+            super()._dial(name, address)
+
+
+class AsHooks(MemoryTransport):
+    """A transport that asks or tells its member something else than it should."""
+
+    changes: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, network: MemoryNetwork, address: str, hooks: TransportHooks, peers: Mapping[str, str]) -> None:
+        super().__init__(network, address, dataclasses.replace(hooks, **self.changes), peers)
+
+
+class AdmitsEverybody(AsHooks):
+    changes: ClassVar[dict[str, Any]] = {"admit": lambda hello, name: None}
+
+
+class KeepsHellosToItself(AsHooks):
+    changes: ClassVar[dict[str, Any]] = {"on_hello": lambda hello: None}
+
+
+class WelcomesNobody(AsHooks):
+    changes: ClassVar[dict[str, Any]] = {"welcome_for": lambda hello: None}
+
+
+class TellsOfNoApplicant(AsHooks):
+    changes: ClassVar[dict[str, Any]] = {"on_applicant": lambda hello: None}
 
 
 @pytest.mark.parametrize(
@@ -189,10 +247,26 @@ class TrustsTheFirstByte(MemoryTransport):
         (IsHeardForEver, "newer_stream_replaces_the_older_when_both_are_open"),
         (ClosesOnce, "close_does_nothing_when_it_is_called_again_or_at_once"),
         (TrustsTheFirstByte, "each_sender_is_told_apart_when_several_send"),
+        (KeepsItsPeers, "stream_ends_at_once_and_others_stay_when_a_peer_is_no_longer_named"),
+        (OpensAllStreamsAnew, "stream_ends_at_once_and_others_stay_when_a_peer_is_no_longer_named"),
+        (IsNotTold, "peer_is_dialled_when_it_is_named_later"),
+        (StaysAtTheOldAddress, "peer_is_found_when_its_address_changes"),
+        (DialsAfterItsEnd, "set_peers_does_nothing_when_the_transport_is_closed"),
+        (AsksOnceWhoIsAMember, "streams_end_when_their_member_is_no_member_any_more"),
+        (TellsEachEndTwice, "member_that_comes_back_is_told_gone_once_when_it_is_another_life"),
+        (TellsOfNoEnd, "member_that_comes_back_is_told_gone_once_when_it_is_another_life"),
+        (AdmitsEverybody, "nothing_is_exchanged_when_one_side_does_not_admit_the_other"),
+        (KeepsHellosToItself, "new_directories_hear_each_other_and_exchange_nothing_when_none_is_founded"),
+        (WelcomesNobody, "applicant_is_told_of_and_welcomed_when_a_member_has_a_welcome_for_it"),
+        (TellsOfNoApplicant, "applicant_is_told_of_and_welcomed_when_a_member_has_a_welcome_for_it"),
     ],
 )
-def test_suite_catches_a_transport_when_it_breaks_a_promise(transport_class: type, promise: str):
+def test_suite_catches_a_transport_when_it_breaks_a_promise(
+    transport_class: type, promise: str, monkeypatch: pytest.MonkeyPatch
+):
     """Each broken transport fails the promise that it breaks: a suite that cannot go red proves nothing."""
+    # A promise that is never kept is noticed at the deadline, which is long where transports are slow.
+    monkeypatch.setattr(suite_of_transports, "DEADLINE_SECONDS", 1.0)
     suite = TestMemoryTransport()
     suite.setup_method()
     suite.transport_class = transport_class
@@ -203,14 +277,27 @@ def test_suite_catches_a_transport_when_it_breaks_a_promise(transport_class: typ
 # -- the double itself ------------------------------------------------------------------------------------------------
 
 
+async def opened(network: MemoryNetwork, *names: str) -> list[tuple[Transport, Endpoint]]:
+    """Members of one network that are all connected."""
+    ends = [Endpoint(name) for name in names]
+    opened = [
+        network.transport(end.name, end.hooks, {other: other for other in names if other != end.name}) for end in ends
+    ]
+    for transport in opened:
+        await transport.start()
+    async with asyncio.timeout(10):
+        while not all(len(transport.connected()) == len(names) - 1 for transport in opened):  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+    return list(zip(opened, ends, strict=True))
+
+
 async def sent_over(network: MemoryNetwork, count: int = 200) -> list[bytes]:
-    endpoint = Endpoint()
-    one, two = network.transport(1, lambda *_: None), network.transport(2, endpoint.taken)
-    await one.start()
-    await two.start()
+    (one, _), (two, endpoint) = await opened(network, "a", "b")
     for number in range(count):
         one.send(2, b"%d" % number)
     await asyncio.sleep(0.02)
+    await one.close()
+    await two.close()
     return endpoint.of(1)
 
 
@@ -232,32 +319,31 @@ async def test_memory_network_keeps_the_order_of_a_pair_when_delays_differ():
 async def test_memory_network_is_silent_in_one_direction_when_that_is_cut():
     """An asymmetric partition: both sides still believe that they are connected."""
     network = MemoryNetwork()
-    ends = {member: Endpoint() for member in (1, 2, 3)}
-    transports = {member: network.transport(member, end.taken) for member, end in ends.items()}
-    for transport in transports.values():
-        await transport.start()
+    members = dict(zip("abc", await opened(network, "a", "b", "c"), strict=True))
 
-    async def exchange() -> dict[int, list[tuple[int, bytes]]]:
-        for end in ends.values():
+    async def exchange() -> dict[str, list[tuple[int, bytes]]]:
+        for _, end in members.values():
             end.received.clear()
-        for sender, to in ((1, 2), (2, 1), (1, 3), (3, 1)):
-            transports[sender].send(to, b"x")
+        for sender, to in (("a", 2), ("b", 1), ("a", 3), ("c", 1)):
+            members[sender][0].send(to, b"x")
         await asyncio.sleep(0.01)
-        return {member: list(end.received) for member, end in ends.items()}
+        return {name: list(end.received) for name, (_, end) in members.items()}
 
-    network.cut(1, 2)
-    assert await exchange() == {1: [(2, b"x"), (3, b"x")], 2: [], 3: [(1, b"x")]}
-    assert transports[1].connected() == {2, 3}
-    network.isolate(1)
-    assert await exchange() == {1: [], 2: [], 3: []}
+    network.cut("a", "b")
+    assert await exchange() == {"a": [(2, b"x"), (3, b"x")], "b": [], "c": [(1, b"x")]}
+    assert members["a"][0].connected() == {2, 3}
+    network.isolate("a")
+    assert await exchange() == {"a": [], "b": [], "c": []}
     network.heal()
-    assert await exchange() == {1: [(2, b"x"), (3, b"x")], 2: [(1, b"x")], 3: [(1, b"x")]}
+    assert await exchange() == {"a": [(2, b"x"), (3, b"x")], "b": [(1, b"x")], "c": [(1, b"x")]}
+    for transport, _ in members.values():
+        await transport.close()
 
 
 @pytest.mark.asyncio
 async def test_memory_transport_is_not_started_again_when_it_was_closed():
     """A new life is a new transport."""
-    transport = MemoryNetwork().transport(1, lambda *_: None)
+    transport = MemoryNetwork().transport("a", Endpoint("a").hooks, {})
     await transport.start()
     await transport.close()
     with pytest.raises(OSError, match="make a new one"):

@@ -213,3 +213,33 @@ async def test_member_is_gone_when_another_incarnation_answers():
         reset(a)
         await until(lambda: b.gone == [1])
         await until(lambda: 1 in b.transport.connected())
+
+
+@pytest.mark.asyncio
+async def test_others_are_dialled_when_the_address_of_a_peer_is_none(caplog: pytest.LogCaptureFixture):
+    """It may come from the log: no member may fail for it, and the reason can be read."""
+    async with pair() as (_, b, _):
+        stream = b.transport._outgoing[1]
+        b.transport.set_peers(b.transport._peers | {"c": "nowhere"})
+        await until(lambda: "'nowhere' is not HOST:PORT" in b.transport.problems.get("c", ""))
+        assert b.transport._outgoing[1] is stream
+    assert [record for record in caplog.records if record.exc_info] == []
+
+
+@pytest.mark.asyncio
+async def test_dialler_takes_its_time_when_every_stream_is_closed_as_soon_as_it_opens():
+    """A peer that greets and then hangs up is not dialled fifty times a second."""
+    greeted = []
+
+    async def greet_and_close(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        greeted.append(writer)
+        await reader.readexactly(4)
+        writer.write(frame(Kind.HELLO, frames.encode_hello(hello("a")), sender=1))
+        writer.close()
+
+    async with await asyncio.start_server(greet_and_close, "127.0.0.1", 0) as server:
+        b = Peer("b", {"a": f"127.0.0.1:{server.sockets[0].getsockname()[1]}"})
+        await b.transport.start()
+        await asyncio.sleep(1.0)
+        await b.transport.close()
+    assert 2 <= len(greeted) <= 8

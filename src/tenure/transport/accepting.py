@@ -15,8 +15,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Coroutine
-from typing import Any
 
 from tenure.core.founding import Hello
 from tenure.transport import frames, sockets
@@ -57,18 +55,20 @@ class Acceptor:
         """Listen; returns the bound port. :class:`OSError` if an address cannot be bound."""
         self._listeners = await sockets.listen(host, port)
         for listener in self._listeners:
-            self._begin(self._accept(listener))
+            self._listen(listener)
         bound: int = self._listeners[0].getsockname()[1]
         return bound
 
     async def close(self) -> None:
         """Stop listening, end every connection. Cancellation-safe; idempotent."""
+        for listener in self._listeners:
+            asyncio.get_running_loop().remove_reader(listener)
+            listener.close()
+        self._listeners = []
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for listener in self._listeners:
-            listener.close()
 
     def close_streams_of_strangers(self) -> None:
         """End the streams of those who are no members any more, or who are members anew under another raft id."""
@@ -78,30 +78,32 @@ class Acceptor:
 
     # -- a connection from its accept to its end ---------------------------------------------------------------------
 
-    async def _accept(self, listener: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                connection, _ = await loop.sock_accept(listener)
-            except OSError as error:
-                logger.warning("no connection is accepted for now: %s", error)
-                await asyncio.sleep(ACCEPT_RETRY_SECONDS)
-                continue
-            if len(self._ungreeted) >= UNGREETED_LIMIT:
-                oldest = next(iter(self._ungreeted))
-                self._leave_place(oldest, admitted=False)
-                oldest.cancel()
-            task = self._begin(self._serve(connection))
-            task.add_done_callback(lambda _, connection=connection: connection.close())  # type: ignore[misc]
-            self._ungreeted[task] = None
-            # Accepting a ready connection does not wait: a crowd at the door must not keep all else from running.
-            await asyncio.sleep(0)
+    def _listen(self, listener: socket.socket) -> None:
+        if listener.fileno() != -1:
+            asyncio.get_running_loop().add_reader(listener, self._accept, listener)
 
-    def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.create_task(work)
+    def _accept(self, listener: socket.socket) -> None:
+        """Take one connection that waits. Not by a task: one that is cancelled may have accepted, and would lose it."""
+        loop = asyncio.get_running_loop()
+        try:
+            connection, _ = listener.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return
+        except OSError as error:
+            logger.warning("no connection is accepted for now: %s", error)
+            loop.remove_reader(listener)
+            loop.call_later(ACCEPT_RETRY_SECONDS, self._listen, listener)
+            return
+        connection.setblocking(False)
+        if len(self._ungreeted) >= UNGREETED_LIMIT:
+            oldest = next(iter(self._ungreeted))
+            self._leave_place(oldest, admitted=False)
+            oldest.cancel()
+        task = asyncio.create_task(self._serve(connection))
+        self._ungreeted[task] = None
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        return task
+        task.add_done_callback(lambda _: connection.close())
 
     def _leave_place(self, task: asyncio.Task[None] | None, *, admitted: bool) -> None:
         if task in self._ungreeted:

@@ -78,8 +78,8 @@ class Transport(Protocol):
         """From now on connect to exactly these others (name to HOST:PORT), before or after the start.
 
         Streams to members that are no longer named end at once, and so does one to an address that changed; all
-        others stay as they are. Without an effect on a closed transport. :class:`ValueError` for what is no address:
-        nothing has changed then.
+        others stay as they are. An address that is none is not reached, and does not keep the others from being
+        dialled: it may come from the log. Without an effect on a closed transport.
         """
         ...
 

@@ -107,9 +107,8 @@ class FrameReceiver(asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """See :class:`asyncio.BufferedProtocol`."""
         self._end(exc)
-        # Who asked for this connection may remember it for a while: what it held is not remembered with it.
+        # It names this object: without that circle the buffer is free as soon as the connection is.
         self._on_frame = _nothing
-        self._replace_buffer(0)
 
     # -- the buffer --------------------------------------------------------------------------------------------------
 

@@ -42,8 +42,6 @@ MEMBERSHIP_SECONDS = 0.5
 
 logger = logging.getLogger("tenure.transport")
 
-Address = tuple[str, int]
-
 
 class Outgoing(NamedTuple):
     """A stream that was dialled and admitted: to whom, and the head of each frame on it."""
@@ -65,12 +63,12 @@ class TcpTransport:
         certificates: Certificates | None = None,
         reload_seconds: float = RELOAD_SECONDS,
     ) -> None:
-        """A transport that listens at ``listen`` (HOST:PORT) and dials ``peers`` (name to HOST:PORT).
+        """Listens at ``listen`` and dials ``peers`` (by name), each HOST:PORT.
 
-        :class:`ValueError` for what is no address.
+        :class:`ValueError` if ``listen`` is none.
         """
         self._listen = parse_address(listen)
-        self._peers = _parse(peers)
+        self._peers = dict(peers)
         self._hooks = hooks
         self._certificates = certificates
         self._acceptor = Acceptor(hooks, certificates)
@@ -103,15 +101,15 @@ class TcpTransport:
 
     def set_peers(self, peers: Mapping[str, str]) -> None:
         """See :meth:`tenure.transport.Transport.set_peers`."""
-        wanted = _parse(peers)
         for name, address in self._peers.items():
-            if wanted.get(name) != address:
+            if peers.get(name) != address:
                 self._end_dialling(name)
-            if name not in wanted:
+            if name not in peers:
                 self._lives.forget(name)
-        self._peers = wanted
+        self._peers = dict(peers)
+        self._close_streams_of_strangers()
         if self._running:
-            for name in wanted.keys() - self._diallers.keys():
+            for name in self._peers.keys() - self._diallers.keys():
                 self._begin_dialling(name)
 
     def send(self, peer: int, payload: bytes) -> None:
@@ -162,11 +160,14 @@ class TcpTransport:
                 del self._outgoing[raft_id]
                 stream.writer.transport.abort()
 
+    def _close_streams_of_strangers(self) -> None:
+        self._acceptor.close_streams_of_strangers()
+        self._close_streams(lambda stream, raft_id: self._hooks.raft_id_of(stream.name) != raft_id)
+
     async def _watch_members(self) -> None:
         while True:
             await asyncio.sleep(MEMBERSHIP_SECONDS)
-            self._acceptor.close_streams_of_strangers()
-            self._close_streams(lambda stream, raft_id: self._hooks.raft_id_of(stream.name) != raft_id)
+            self._close_streams_of_strangers()
 
     async def _watch_certificates(self, certificates: Certificates) -> None:
         while True:
@@ -178,7 +179,7 @@ class TcpTransport:
 
     # -- the dialling side -------------------------------------------------------------------------------------------
 
-    async def _dial(self, name: str, address: Address) -> None:
+    async def _dial(self, name: str, address: str) -> None:
         delay = RECONNECT_SECONDS_MIN
         while True:
             try:
@@ -192,20 +193,21 @@ class TcpTransport:
                 self._note_problem(
                     name, "it closes the connection in the handshake; is raft.tls the same on both sides?"
                 )
-            except (OSError, FrameError, NotAdmitted, TimeoutError) as error:
+            except (OSError, FrameError, NotAdmitted, TimeoutError, ValueError) as error:
+                # A ValueError: the address is none, or its host is no name. It may come from the log of the cluster.
                 self._note_problem(name, str(error) or type(error).__name__)
             except Exception as error:
-                # A dialler must not end, since nobody starts it again. A host name that cannot be encoded gets here.
+                # A dialler must not end, since nobody starts it again.
                 if name not in self.problems:
                     logger.exception("dialling %s failed", name)
                 self._note_problem(name, str(error) or type(error).__name__)
             await asyncio.sleep(delay)
             delay = min(delay * 2, RECONNECT_SECONDS_MAX)
 
-    async def _converse(self, name: str, address: Address) -> float:
+    async def _converse(self, name: str, address: str) -> float:
         """One connection to ``name`` from connect to end; how many seconds frames could be sent on it."""
         async with asyncio.timeout(sockets.HANDSHAKE_TIMEOUT_SECONDS):
-            reader, writer = await self._connect(*address)
+            reader, writer = await self._connect(*parse_address(address))
             sockets.bound_silence(writer.transport)
             with _aborting_on_failure(writer):
                 identity = self._hooks.identity()
@@ -248,10 +250,6 @@ class TcpTransport:
         if self.problems.get(name) != problem:
             logger.info("no connection to %s: %s", name, problem)
         self.problems[name] = problem
-
-
-def _parse(peers: Mapping[str, str]) -> dict[str, Address]:
-    return {name: parse_address(address) for name, address in peers.items()}
 
 
 async def _read_frame(reader: asyncio.StreamReader, *, limit: int) -> Frame:
