@@ -357,6 +357,44 @@ def test_R3_memory_stays_when_a_member_sends_faster_than_it_is_heard(run: Run):
     run(scenario())
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"",
+        b"HTTP/1.1 400 Bad Request\r\n\r\n",
+        bytes(100),
+        (HELLO_LIMIT + 1).to_bytes(4, "big") + bytes(HELLO_LIMIT),
+        frame(1, b"malformed"),
+        frame(3, frames.encode_hello(Endpoint("b").hooks.identity().hello)),
+        frame(2, b"\xff" * 50_000),
+        GREETING[:-1],
+        frame(1, frames.encode_hello(Endpoint("c").hooks.identity().hello)),
+    ],
+    ids=lambda answer: f"{len(answer)}-{answer[4:6].hex()}",
+)
+def test_R3_dialler_goes_on_when_a_stranger_answers(run: Run, answer: bytes):
+    """Whatever it says, nobody is believed, nothing is opened, the reason is short, and the dialler tries again."""
+    end, dialled = Endpoint("a"), []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        dialled.append(writer)
+        with contextlib.closing(writer), contextlib.suppress(OSError):
+            await reader.read(4)
+            writer.write(answer)
+            await writer.drain()
+
+    async def scenario() -> None:
+        async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+            peers = {"b": f"127.0.0.1:{server.sockets[0].getsockname()[1]}"}
+            async with listening(end, peers) as (transport, _):
+                await until(lambda: len(dialled) >= 3)
+                assert transport.connected() == set()
+                assert end.hellos == []
+                assert 0 < len(transport.problems["b"]) < 5000
+
+    run(scenario())
+
+
 def test_connections_are_taken_again_when_accepting_failed_for_a_while(run: Run, monkeypatch: pytest.MonkeyPatch):
     """No descriptor is left, most likely: it waits instead of turning round and round, and then goes on."""
     monkeypatch.setattr(accepting, "ACCEPT_RETRY_SECONDS", 0.05)

@@ -18,7 +18,7 @@ import socket
 
 from tenure.core.founding import Hello
 from tenure.transport import frames, sockets
-from tenure.transport.frames import FRAME_LIMIT, FrameError, Kind, OtherProtocol
+from tenure.transport.frames import FRAME_LIMIT, REFUSAL_BYTES_MAX, FrameError, Kind, OtherProtocol
 from tenure.transport.greeting import NotAdmitted, answer_hello
 from tenure.transport.protocol import TransportHooks
 from tenure.transport.receiving import FrameReceiver
@@ -30,7 +30,6 @@ UNGREETED_LIMIT = 64
 ACCEPT_RETRY_SECONDS = 0.5
 #: What is wrong with the connections of one member, or of all strangers together, is logged at most this often.
 COMPLAINT_SECONDS = 10.0
-_REFUSAL_BYTES_MAX = 4096
 
 logger = logging.getLogger("tenure.transport")
 
@@ -189,7 +188,7 @@ class Acceptor:
 
     def _refuse(self, stream: FrameReceiver, problem: str) -> None:
         logger.debug("peer connection refused: %s", problem)
-        self._answer(stream, Kind.REFUSED, problem.encode()[:_REFUSAL_BYTES_MAX])
+        self._answer(stream, Kind.REFUSED, problem.encode()[:REFUSAL_BYTES_MAX])
         stream.close()
 
     def _answer(self, stream: FrameReceiver, kind: Kind, payload: bytes) -> None:

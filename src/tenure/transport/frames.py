@@ -24,6 +24,8 @@ from tenure.core.founding import PROTOCOL_VERSION, Hello
 #: The largest frame that is taken: the engine splits what it sends below 4 MiB, the header fits above that.
 FRAME_LIMIT = (4 << 20) + 4096
 HELLO_LIMIT = 64 << 10
+#: Of the reason of a refusal, this much is told and read.
+REFUSAL_BYTES_MAX = 4096
 NO_CLUSTER = bytes(16)
 _LENGTH = struct.Struct(">I")
 _HEAD = struct.Struct(">B16sQQ")

@@ -55,6 +55,8 @@ class TransportHooks:
     on_applicant: Callable[[Hello], None] = lambda _: None
     #: The life of a member that this one was connected to is over: its process has ended.
     on_gone: Callable[[int], None] = lambda _: None
+    #: The peer of that name was dialled and refuses this member, with its reason. Told at every try.
+    on_refused: Callable[[str, str], None] = lambda *_: None
     #: What an applicant is told with the answer to its hello, if it may join.
     welcome_for: Callable[[Hello], Welcome | None] = lambda _: None
 

@@ -24,7 +24,7 @@ from tenure.config import parse_address
 from tenure.core.founding import Hello
 from tenure.transport import frames, sockets
 from tenure.transport.accepting import Acceptor
-from tenure.transport.frames import HELLO_LIMIT, Frame, FrameError, Kind
+from tenure.transport.frames import HELLO_LIMIT, REFUSAL_BYTES_MAX, Frame, FrameError, Kind
 from tenure.transport.greeting import Lives, NotAdmitted, judge_answer
 from tenure.transport.protocol import Identity, TransportHooks
 from tenure.transport.tls import Certificates
@@ -233,7 +233,11 @@ class TcpTransport:
 
     def _hello_of(self, name: str, answer: Frame, writer: asyncio.StreamWriter) -> Hello:
         if answer.kind is Kind.REFUSED:
-            raise NotAdmitted(f"{name} refuses this node: {answer.payload.decode(errors='replace')}")
+            why = answer.payload[:REFUSAL_BYTES_MAX].decode(errors="replace")
+            self._hooks.on_refused(name, why)
+            raise NotAdmitted(f"{name} refuses this node: {why}")
+        if answer.kind is not Kind.HELLO:
+            raise FrameError("the answer to the hello is none")
         hello = frames.decode_hello(answer.payload)
         if self._certificates is not None:
             self._certificates.check(writer.get_extra_info("peercert"), hello.name)
