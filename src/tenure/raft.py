@@ -17,6 +17,7 @@ from tenure.node.administration import MemberList
 from tenure.node.ports import Ports
 from tenure.node.raft_node import RaftEvent, StateMachine, Stats
 from tenure.node.raft_node import RaftNode as Node
+from tenure.node.recover_cluster import Recovered, Survivor, recover_cluster
 from tenure.storage import LogStore, SnapshotStore
 from tenure.transport import Transport
 
@@ -32,10 +33,13 @@ __all__ = [
     "Ports",
     "Promote",
     "RaftEvent",
+    "Recovered",
     "Remove",
     "Settings",
     "SnapshotStore",
     "StateMachine",
     "Stats",
+    "Survivor",
     "Transport",
+    "recover_cluster",
 ]

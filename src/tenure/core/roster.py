@@ -68,7 +68,8 @@ class Roster:
     def hear(self, membership: Membership) -> bool:
         """An admitted member told what it knows; True if that is news."""
         known = self.membership()
-        if known is None or membership.index <= known.index:
+        # Of another lineage it says nothing of this cluster: that of a recovery by force must not be taken here (R16).
+        if known is None or membership.index <= known.index or membership.lineage != known.lineage:
             return False
         self._heard = membership
         self.version += 1
@@ -132,17 +133,18 @@ class Roster:
         return True
 
     def _judge_directory(self, own: Hello, other: Hello) -> str | None:
+        if own.lineage != other.lineage:
+            return (
+                f"{other.name} follows lineage {other.lineage}, this node {own.lineage}: a lost quorum was given up by "
+                "force on one side; stop the members of the side that is not to live, give each a new data directory, "
+                "and run 'tenure member add' for it on the other side"
+            )
         record = self.find(other.name)
         if record is None:
             return f"{other.name} is not a member of this cluster: it was removed, or never added"
         replace = f"run 'tenure member replace {other.name}' and give that node a new data directory"
         if record.directory_id != other.directory_id:
             return f"the data directory of {other.name} is not the one that is a member: it was replaced; {replace}"
-        if own.lineage != other.lineage:
-            return (
-                f"{other.name} follows lineage {other.lineage}, this node {own.lineage}: a lost quorum was recovered "
-                f"by force on one side; run 'tenure member replace' for the member of the older one"
-            )
         starts, incarnation = self._seen.get(other.directory_id, (0, other.incarnation))
         if other.incarnation == incarnation:
             return None

@@ -436,7 +436,7 @@ class Driver(NodeThread):
             self.fail(error)
 
     def _publish(self, core: MemberCore) -> None:
-        self.published = core.view()
+        self.published = core.view() if self._links is None else self._links.explain(core.view())
         self._listener.published(self.published)
         if self._leaving and self.published.phase is Phase.FOLLOWING:
             for future in self._leaving:

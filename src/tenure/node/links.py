@@ -10,10 +10,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
+import msgspec
+
 from tenure.config import Config
 from tenure.core import manifest
 from tenure.core.founding import Hello
 from tenure.core.fsm import Membership
+from tenure.core.member import View
 from tenure.core.roster import Roster
 from tenure.errors import LogCorrupt, StorageError
 from tenure.node import envelopes
@@ -48,6 +51,7 @@ class Links:
         self._seen = seen
         self._vouch = vouch
         self._told: dict[int, int] = {}
+        self._refusals: dict[str, str] = {}
         self.transport: Transport | None = None
         self.exchange: SnapshotExchange | None = None
 
@@ -82,6 +86,7 @@ class Links:
             on_hello=self._founding.on_hello,
             on_gone=self._gone,
             on_applicant=self._roster.note_applicant,
+            on_refused=self._note_refused,
             welcome_for=self._roster.welcome_for,
         )
 
@@ -124,7 +129,9 @@ class Links:
         """The roster knows something new."""
         membership = self._roster.membership()
         if self.transport is not None:
-            self.transport.set_peers(self.addresses())
+            addresses = self.addresses()
+            self._refusals = {name: why for name, why in self._refusals.items() if name in addresses}
+            self.transport.set_peers(addresses)
         if membership is not None:
             self._vouch([record.raft_id for record in membership.members if record.name != self._config.node.name])
 
@@ -145,6 +152,21 @@ class Links:
                 self._told[peer] = self._roster.version
                 self.transport.send(peer, payload)
 
+    def explain(self, view: View) -> View:
+        """What the status is made of, with the reason if this member knows no leader because others refuse it (R7)."""
+        if view.leader_id or view.reason is not None or not self._refusals:
+            return view
+        by_reason: dict[str, list[str]] = {}
+        for name, why in sorted(self._refusals.items()):
+            by_reason.setdefault(why, []).append(name)
+        told = [f"refused by {', '.join(names)}: {why}" for why, names in by_reason.items()]
+        return msgspec.structs.replace(view, reason="; ".join(told))
+
+    def _note_refused(self, name: str, why: str) -> None:
+        if self._refusals.get(name) != why:
+            logger.warning("this node is refused by %s: %s", name, why)
+        self._refusals[name] = why
+
     def _take(self, sender: int, payload: bytes) -> None:
         envelope = envelopes.decode(payload)
         if isinstance(envelope, Membership):
@@ -159,6 +181,8 @@ class Links:
         problem = self._roster.admit(self._founding.identity().hello, hello, expected_name=expected_name)
         if problem is None and self._roster.note_seen(hello):
             self._seen(hello)
+        if problem is None and expected_name is not None:
+            self._refusals.pop(expected_name, None)
         return problem
 
     def _raft_id_of(self, name: str) -> int | None:
