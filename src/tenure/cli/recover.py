@@ -1,7 +1,8 @@
 """``tenure recover survey``: who is the true leader, who is not, why, and what to do now.
 
-Reads only; the commands that it prints are for the operator to run. It ends with 0 where there is one leader, 3
-where there is none, 5 where a split brain was found, 6 where nothing could be reached, 2 on wrong use.
+It reads only; the commands that it prints are for the operator to run. It ends with 0 where there is one leader, 3
+where there is none, 5 where a split brain was found, 6 where nothing could be reached, 2 on wrong use. What changes
+something, ``tenure recover quorum``, is a file of its own.
 """
 
 from __future__ import annotations
@@ -20,8 +21,11 @@ if TYPE_CHECKING:
 
 app = App(
     name="recover",
-    help="Looks at a cluster and says which node is the true leader.",
+    help="Looks at a cluster and says which node is the true leader; gives a lost majority up.",
     result_action="return_value",
+)
+app.command(
+    "tenure.cli.quorum:quorum", name="quorum", help="Makes a stopped survivor the only member when a majority is lost."
 )
 
 Endpoints = Annotated[

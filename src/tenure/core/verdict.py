@@ -56,6 +56,7 @@ class NodeView(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     url: str | None = None
     pid: int | None = None
+    cluster_id: str | None = None
     state: str | None = None
     term: int | None = None
     fencing_token: int | None = None

@@ -73,6 +73,7 @@ async def _ask(client: httpx2.AsyncClient, endpoint: Endpoint, timeout_s: float)
             name=name,
             url=endpoint.url,
             pid=endpoint.pid,
+            cluster_id=_text(facts.get("cluster_id")),
             state=state,
             term=_count(facts.get("term")),
             fencing_token=_count(facts.get("fencing_token")),
