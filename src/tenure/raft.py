@@ -14,6 +14,7 @@ from __future__ import annotations
 from tenure.core.commands import Settings
 from tenure.core.membership import Add, Change, Demote, MemberRole, MemberState, Promote, Remove
 from tenure.node.administration import MemberList
+from tenure.node.inspection import LogState, SnapshotState, StorageReport
 from tenure.node.ports import Ports
 from tenure.node.raft_node import RaftEvent, StateMachine, Stats
 from tenure.node.raft_node import RaftNode as Node
@@ -25,6 +26,7 @@ __all__ = [
     "Add",
     "Change",
     "Demote",
+    "LogState",
     "LogStore",
     "MemberList",
     "MemberRole",
@@ -36,9 +38,11 @@ __all__ = [
     "Recovered",
     "Remove",
     "Settings",
+    "SnapshotState",
     "SnapshotStore",
     "StateMachine",
     "Stats",
+    "StorageReport",
     "Survivor",
     "Transport",
     "recover_cluster",

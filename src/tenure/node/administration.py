@@ -21,6 +21,7 @@ from tenure.core.membership import Add, Change, Demote, MemberRole, MemberState,
 from tenure.errors import MembershipRefused, NotCaughtUp, NotLeader, OutcomeUnknown
 from tenure.node.clocks import read_clocks
 from tenure.node.driver import Driver
+from tenure.node.inspection import Inspection
 from tenure.node.listener import Listener
 from tenure.node.requests import Requests
 from tenure.types import LossReason
@@ -43,7 +44,7 @@ class MemberList(msgspec.Struct, frozen=True):
     warning: str | None
 
 
-class Administration(Listener):
+class Administration(Listener, Inspection):
     """The operations. A node derives from it and gives it its driver and its requests."""
 
     _config: Config
@@ -156,6 +157,7 @@ class Administration(Listener):
                 names = sorted(s.name for s in listed.members if s.role is MemberRole.VOTER and not s.leads)
                 raise MembershipRefused(f"{to} cannot take over; the other voters are {', '.join(names) or 'none'}")
         term, deadline = self._driver.published.term, time.monotonic() + timeout_ms / 1000
+        self._end_work()
         self._driver.post(lambda core: core.step_down(LossReason.STEPPED_DOWN, read_clocks(), to=target))
         while time.monotonic() < deadline:
             self._require_open()
@@ -217,6 +219,9 @@ class Administration(Listener):
         return await asyncio.wrap_future(self._driver.ask(lambda core: core.state.settings))
 
     # -- inside -----------------------------------------------------------------------------------------------------
+
+    def _end_work(self) -> None:
+        """The office is about to be handed over: end at once what leans on it here."""
 
     async def _applicant(self, name: str, timeout_ms: int) -> Hello:
         deadline = time.monotonic() + timeout_ms / 1000

@@ -33,7 +33,7 @@ class ContentKeeper:
 
     def _begin(self, taken: Manifest, point: SnapshotPoint, chunks: Iterator[bytes]) -> None:
         try:
-            writer = self._driver.snapshots.begin(point)
+            writer = self._driver.stores.snapshots.begin(point)
         except BaseException as error:  # noqa: BLE001 - the snapshot failed; the log is as it was.
             self._failed(taken, error)
             return
@@ -70,7 +70,7 @@ class ContentKeeper:
 
     def _open(self, content: Content) -> OpenContent:
         scope = contextlib.ExitStack()
-        reader = scope.enter_context(self._driver.snapshots.open(content.id))
+        reader = scope.enter_context(self._driver.stores.snapshots.open(content.id))
         if reader.info.sha256 != content.sha256:
             scope.close()
             raise LogCorrupt(

@@ -74,7 +74,7 @@ from tenure.node.listener import Listener
 from tenure.node.opening import Stores, build_core
 from tenure.node.ports import Ports
 from tenure.node.thread import NodeThread
-from tenure.storage import SnapshotStore, StoredSnapshot
+from tenure.storage import StoredSnapshot
 from tenure.transport import load_certificates
 from tenure.types import State
 
@@ -141,9 +141,9 @@ class Driver(NodeThread):
             logger.error("the node's thread did not end in %s s: its disk does not answer", patience)
 
     @property
-    def snapshots(self) -> SnapshotStore:
-        """The snapshot store, to be used on the thread of :meth:`on_files` alone."""
-        return _required(self._stores).snapshots
+    def stores(self) -> Stores:
+        """The stores: the log belongs to the node's thread, the snapshots to the thread of :meth:`on_files`, alone."""
+        return _required(self._stores)
 
     def url_of(self, name: str) -> str | None:
         """The base URL of a member: the own file says it, else the member itself said it when it came."""

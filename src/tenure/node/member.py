@@ -22,7 +22,7 @@ from tenure.core.roles import Phase
 from tenure.errors import NodeClosed
 from tenure.instants import NS_PER_MS, LeaseSpan, Reading, margin_within
 from tenure.leadership import HeldLeadership
-from tenure.node.administration import CHANGE_TIMEOUT_MS, Administration
+from tenure.node.administration import Administration
 from tenure.node.clocks import read_clocks
 from tenure.node.driver import Driver
 from tenure.node.engine import require_engine
@@ -151,12 +151,6 @@ class Member(Administration):
         current.revoke(LossReason.STEPPED_DOWN)
         self._driver.post(lambda core: core.step_down(LossReason.STEPPED_DOWN, read_clocks()))
         return True
-
-    async def transfer_leadership(self, to: str | None = None, *, timeout_ms: int = CHANGE_TIMEOUT_MS) -> str:
-        """See :meth:`Administration.transfer_leadership`; the running leadership's body is cancelled first."""
-        if self._current is not None and self._driver.published.raft_role == "leader":
-            self._current.revoke(LossReason.STEPPED_DOWN)
-        return await super().transfer_leadership(to, timeout_ms=timeout_ms)
 
     def reload_certificates(self) -> None:
         """Look at the files of ``raft.tls`` now instead of within seconds; what was found is logged. Any thread.
@@ -293,6 +287,10 @@ class Member(Administration):
             self._failed.set_result(error)
         self._requests.end(NodeClosed(f"the node failed: {error}"))
         self._offers.put_nowait(None)
+
+    def _end_work(self) -> None:
+        """See :class:`Administration`: the running leadership's body is cancelled."""
+        self._revoke_current(LossReason.STEPPED_DOWN)
 
     def _require_open(self) -> asyncio.AbstractEventLoop:
         if self._closed or self._error is not None or self._loop is None:

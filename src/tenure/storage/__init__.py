@@ -4,7 +4,7 @@ Touches the disk, and only the data directory that it was given. It has no opini
 """
 
 from tenure.storage.directory import DataDirectory
-from tenure.storage.log_store import LogStore, StoredLog, StoredSnapshot
+from tenure.storage.log_store import LogStore, StoredLog, StoredSnapshot, Verifiable
 from tenure.storage.segments import SegmentLogStore
 from tenure.storage.snapshot_files import FileSnapshotStore
 from tenure.storage.snapshot_store import SnapshotInfo, SnapshotPoint, SnapshotReader, SnapshotStore, SnapshotWriter
@@ -23,4 +23,5 @@ __all__ = [
     "SqliteLogStore",
     "StoredLog",
     "StoredSnapshot",
+    "Verifiable",
 ]

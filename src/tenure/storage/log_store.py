@@ -5,7 +5,8 @@ A stable store (term and vote) is a view of it.
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Iterator
+from typing import Protocol, runtime_checkable
 
 import msgspec
 
@@ -79,4 +80,17 @@ class LogStore(Protocol):
 
     def close(self) -> None:
         """Close the files. A later call of another method is a bug."""
+        ...
+
+
+@runtime_checkable
+class Verifiable(Protocol):
+    """What a log store may offer besides: to be checked while it is used."""
+
+    def verify(self) -> Iterator[int]:
+        """Check every record that there is now again, a bounded piece (about 1 MiB) for each step; yields their number.
+
+        Other calls may come between two steps. What is compacted meanwhile is left out. A step raises
+        :class:`tenure.LogCorrupt` naming the first record that fails its checksum or is missing.
+        """
         ...

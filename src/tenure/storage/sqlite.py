@@ -37,6 +37,10 @@ from tenure.storage.wal import is_damaged
 #: row, so a debt of n rows is paid after n / 31 saves, and each of them stays cheap.
 REMOVE_ROWS_MAX = 32
 REMOVE_BYTES_MAX = 1 << 20
+#: What one step of ``verify`` reads at most: rows, and bytes once it has read one row.
+VERIFY_ROWS_MAX = 256
+VERIFY_BYTES_MAX = 1 << 20
+_BATCHES = "SELECT sequence, first, last, entries, checksum FROM batch WHERE sequence >= ?"
 
 
 class SqliteLogStore:
@@ -83,16 +87,9 @@ class SqliteLogStore:
         with self._explained(reading=True):
             (term, vote, commit), newest = self._read_hard_state()
             snapshot, _, floor = self._read_snapshot()
-            rows = self._connection.execute(
-                "SELECT sequence, first, last, entries, checksum FROM batch WHERE sequence >= ? ORDER BY sequence",
-                (floor,),
-            ).fetchall()
-        for expected, (sequence, first, last, entries, stored) in enumerate(rows, start=floor):
-            if sequence != expected:
-                raise self._corrupt(f"the batch {expected} of log entries, before index {first}, is missing", None)
-            if checksum(f"batch {sequence} {first} {last}", entries) != stored:
-                what = f"the batch {sequence} of log entries from index {first} on fails its checksum"
-                raise self._corrupt(what, first if isinstance(first, int) else None)
+            rows = self._connection.execute(f"{_BATCHES} ORDER BY sequence", (floor,)).fetchall()
+        for expected, row in enumerate(rows, start=floor):
+            self._check_batch(expected, row)
         if len(rows) != newest + 1 - floor:
             raise self._corrupt(f"the batches of log entries end at {floor + len(rows) - 1} instead of {newest}", None)
         return StoredLog(term=term, vote=vote, commit=commit, batches=tuple(row[3] for row in rows), snapshot=snapshot)
@@ -131,6 +128,27 @@ class SqliteLogStore:
             put_snapshot(execute, snapshot.index, snapshot.term, floor, snapshot.data)
             oldest = self._remove_some(execute, floor)
         self._floor, self._snapshot_index, self._oldest = floor, snapshot.index, oldest
+
+    def verify(self) -> Iterator[int]:
+        """See :meth:`Verifiable.verify`."""
+        with self._explained(reading=True):
+            meta = read_meta(self._connection, self.path)
+            self._read_hard_state()
+            self._read_snapshot()
+        place, end = self._floor, self._newest
+        yield len(meta) + 2
+        while place <= end:
+            begin = place
+            with self._explained(reading=True), contextlib.closing(self._connection.cursor()) as cursor:
+                cursor.execute(f"{_BATCHES} AND sequence <= ? ORDER BY sequence LIMIT ?", (place, end, VERIFY_ROWS_MAX))
+                size = 0
+                while size < VERIFY_BYTES_MAX and (row := cursor.fetchone()) is not None:
+                    self._check_batch(place, row)
+                    place, size = place + 1, size + len(row[3])
+            if place == begin:
+                raise self._corrupt(f"the batches of log entries end at {place - 1} instead of {end}", None)
+            yield place - begin
+            place = max(place, self._floor)
 
     def read_meta(self, key: str) -> bytes | None:
         """A small durable value beside the log, or None."""
@@ -187,6 +205,14 @@ class SqliteLogStore:
         if checksum(f"batch {low} {first} {last}", entries) != stored:
             raise self._corrupt(f"the batch {low} of log entries from index {first} on fails its checksum", first)
         return low + 1 if low == self._newest and 0 < last <= index else low
+
+    def _check_batch(self, expected: int, row: tuple[Any, ...]) -> None:
+        sequence, first, last, entries, stored = row
+        if sequence != expected:
+            raise self._corrupt(f"the batch {expected} of log entries, before index {first}, is missing", None)
+        if checksum(f"batch {sequence} {first} {last}", entries) != stored:
+            what = f"the batch {sequence} of log entries from index {first} on fails its checksum"
+            raise self._corrupt(what, first if isinstance(first, int) else None)
 
     def _first_of(self, sequence: int) -> int:
         first: int = self._row("SELECT first FROM batch", sequence)[0]
