@@ -38,6 +38,7 @@ pub struct Node {
     pub raw: RawNode<Image>,
     /// The Ready to advance, and the hard state that was handed out with it.
     outstanding: Option<(Ready, Option<HardState>)>,
+    /// What was fsynced last, as far as that is certain.
     durable: HardState,
     /// The last index whose entry was handed out as committed.
     handed_out: u64,
@@ -290,14 +291,14 @@ impl Node {
 
     /// Take what is to be done, and the hard state to store with it. It stays outstanding until [`Node::advance`].
     ///
-    /// A leader's commit index is not worth an fsync of its own, but it must not be forgotten where a change of the
-    /// members was applied by it and other entries follow. Their joint or next configuration may decide on these;
-    /// a node that came back with the entries and without that index would campaign in the configuration before
-    /// the change, which need not overlap with theirs.
+    /// A commit index is not worth an fsync of its own. But a node must not forget that a change of the members was
+    /// committed while it keeps entries after it: their joint or next configuration may decide on these. It would
+    /// come back with them, and campaign in the configuration before the change, which need not overlap with theirs.
     pub fn ready(&mut self) -> (&Ready, Option<&HardState>) {
         let ready = self.raw.ready();
-        let changed_at = self.configurations.last().map_or(0, |(index, _)| *index);
-        let owed = changed_at > self.durable.commit && !ready.entries().is_empty();
+        let waiting = self.unapplied_changes.back().map(|(index, _)| *index);
+        let applied = self.configurations.last().map(|(index, _)| *index);
+        let owed = waiting.max(applied) > Some(self.durable.commit) && !ready.entries().is_empty();
         let hard_state = (owed || ready.hs().is_some()).then(|| self.raw.raft.hard_state());
         let (ready, hard_state) = self.outstanding.insert((ready, hard_state));
         (ready, hard_state.as_ref())
@@ -314,7 +315,10 @@ impl Node {
                 )));
             }
         };
-        self.durable = hard_state.unwrap_or_else(|| self.durable.clone());
+        // A commit index that came alone may still wait for the fsync of what follows it.
+        if let Some(hard_state) = hard_state.filter(|_| ready.must_sync()) {
+            self.durable = hard_state;
+        }
         let snapshot = ready.snapshot().clone();
         if !snapshot.is_empty() {
             self.raw.mut_store().restore(snapshot.clone());

@@ -190,7 +190,7 @@ def test_R12_member_does_not_campaign_when_it_applied_its_own_removal() -> None:
     assert (leader.role, leader.term, leader.poisoned) == ("follower", 1, False)
 
 
-def test_R12_leadership_is_not_handed_over_when_its_heir_is_demoted() -> None:
+def test_engine_keeps_its_leadership_when_the_heir_is_demoted() -> None:
     cluster = Cluster([1, 2, 3])
     leader = cluster.elect(1)
     cluster.isolate(3)
