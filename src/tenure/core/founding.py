@@ -52,6 +52,8 @@ class Hello(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     lineage: str = ""
     #: How often the directory was opened, and where its log ended at the last time: an old copy has less (R7).
     starts: int = 0
+    #: The last openings by that count, with the incarnation of each: an old copy that was opened often has others.
+    openings: tuple[tuple[int, int], ...] = ()
     last_index: int = 0
     welcome: Welcome | None = None
 

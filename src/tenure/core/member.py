@@ -146,6 +146,10 @@ class MemberCore:
         """Time has passed. Call it several times a heartbeat."""
         effects, self._first_effects = self._first_effects, []
         effects += self._settle(now)
+        if self._engine.snapshot_wanted:
+            # A new member throws a snapshot away that does not name it: it needs one of after it was added.
+            self.snapshots.ask()
+            effects += self._take_snapshot_if_due()
         self.holding.tick(self.state, now)
         return effects + self._collect(now)
 
@@ -266,7 +270,8 @@ class MemberCore:
             self.snapshots.end(size_bytes=0 if taken.content is None else taken.content.size)
             effects = [Proved(ticket) for ticket in self._snapshot_tickets]
             self._snapshot_tickets = []
-        return effects + self._collect(now)
+        # What was applied meanwhile may be enough for the next one.
+        return effects + self._take_snapshot_if_due() + self._collect(now)
 
     def snapshot_lost(self, peer: int, now: Reading) -> list[Effect]:
         """The snapshot that was sent to ``peer`` did not arrive there."""

@@ -4,8 +4,9 @@ It knows the members from three places: the founding record, the state machine a
 other members say of a later state. The newest of them counts, by log index: a member that lags behind a change must
 not refuse the very leader from which it could learn of it.
 
-An old copy of a disk is told in two ways. A directory counts its openings, so a copy comes with a count that was seen
-before, under another incarnation; and a leader remembers what each member has acknowledged to it.
+An old copy of a disk is told in two ways. A directory counts its openings and keeps the incarnation of each, so a copy
+comes with a count that was seen before, or without the opening that was seen last, however often it is opened; and a
+leader remembers what each member has acknowledged to it.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ class Roster:
         self.applicants: dict[str, Hello] = {}
         #: Counts every change of what ``membership`` returns.
         self.version = 0
+        self._ids: tuple[int, dict[str, int]] = (-1, {})
 
     @property
     def enrolment(self) -> Enrolment | None:
@@ -82,6 +84,14 @@ class Roster:
             return None
         return next((record for record in membership.members if record.name == name), None)
 
+    def raft_id_of(self, name: str) -> int | None:
+        """The raft id of the member of that name. Cheap: it is asked for every frame."""
+        if self._ids[0] != self.version:
+            membership = self.membership()
+            members = () if membership is None else membership.members
+            self._ids = (self.version, {record.name: record.raft_id for record in members})
+        return self._ids[1].get(name)
+
     def name_of(self, raft_id: int) -> str | None:
         """The name of a member by its raft id."""
         membership = self.membership()
@@ -102,6 +112,8 @@ class Roster:
     def note_applicant(self, hello: Hello) -> None:
         """A new directory called: it can be added by its name, unless a member has that name."""
         if self._enrolment is None or self.find(hello.name) is not None:
+            return
+        if hello.cluster_name != self._enrolment.record.cluster_name:
             return
         if hello.name in self.applicants or len(self.applicants) < APPLICANTS_MAX:
             self.applicants[hello.name] = hello
@@ -152,6 +164,11 @@ class Roster:
             return (
                 f"the data directory of {other.name} is an old copy: it was opened {other.starts} times, and "
                 f"{starts} were seen; {replace}"
+            )
+        if dict(other.openings).get(starts, incarnation) != incarnation:
+            return (
+                f"the data directory of {other.name} is an old copy: another one was its opening number {starts}; "
+                f"{replace}"
             )
         acknowledged = self._acknowledged(record.raft_id)
         if other.last_index < acknowledged:

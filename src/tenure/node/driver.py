@@ -216,7 +216,7 @@ class Driver(NodeThread):
 
     async def _open(self) -> None:
         config = self._config
-        self._stores = stores = await self._disk.run(lambda: Stores.open(config, self._ports))
+        self._stores = stores = await self._disk.run(lambda: Stores.open(config, self._ports, self.incarnation))
         enrolment, seen = await self._disk.run(lambda: (stores.directory.enrolment, stores.directory.peers_seen))
         if enrolment is not None and enrolment.removed:
             raise removal(config.node.name)
@@ -231,7 +231,7 @@ class Driver(NodeThread):
             self.roster,
             directory_id=stores.directory.directory_id,
             incarnation=self.incarnation,
-            starts=stores.directory.starts,
+            openings=stores.openings,
             last_index=last_index,
         )
         self._links = links = Links(
@@ -371,8 +371,13 @@ class Driver(NodeThread):
                 self._listener.revoked(effect.reason)
             case MembersChanged() | SettingsChanged():
                 self._note_change(core, effect)
+                self.published = core.view()
                 self._listener.user_effect(effect)
-            case Proposed() | Rejected() | Declined() | Apply() | Proved() | TakeSnapshot() | RestoreSnapshot():
+            case Proved():
+                # Who asked looks at what is published as soon as it hears.
+                self.published = core.view()
+                self._listener.user_effect(effect)
+            case Proposed() | Rejected() | Declined() | Apply() | TakeSnapshot() | RestoreSnapshot():
                 self._listener.user_effect(effect)
             case _:
                 pass

@@ -81,7 +81,7 @@ class Links:
         return TransportHooks(
             identity=self._founding.identity,
             admit=self._admit,
-            raft_id_of=self._raft_id_of,
+            raft_id_of=self._roster.raft_id_of,
             on_payload=self.route,
             on_hello=self._founding.on_hello,
             on_gone=self._gone,
@@ -184,7 +184,3 @@ class Links:
         if problem is None and expected_name is not None:
             self._refusals.pop(expected_name, None)
         return problem
-
-    def _raft_id_of(self, name: str) -> int | None:
-        record = self._roster.find(name)
-        return record.raft_id if record is not None else None
