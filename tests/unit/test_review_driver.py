@@ -289,7 +289,9 @@ def test_R7_founded_member_tells_what_was_founded_not_what_its_file_says(tmp_pat
     enrolment = decide(hello("a"), {"b": hello("b")})
     assert isinstance(enrolment, Enrolment)
     founded, new = (
-        Founding(config, Roster(known), directory_id="da", incarnation=1, starts=1, last_index=0).identity().hello
+        Founding(config, Roster(known), directory_id="da", incarnation=1, openings=((1, 1),), last_index=0)
+        .identity()
+        .hello
         for known in (enrolment, None)
     )
     assert founded.settings == SETTINGS != new.settings

@@ -34,13 +34,20 @@ class Founding:
     """What this member says of itself, whom it believes, and the founding or joining while its directory is new."""
 
     def __init__(
-        self, config: Config, roster: Roster, *, directory_id: str, incarnation: int, starts: int, last_index: int
+        self,
+        config: Config,
+        roster: Roster,
+        *,
+        directory_id: str,
+        incarnation: int,
+        openings: tuple[tuple[int, int], ...],
+        last_index: int,
     ) -> None:
         self._config = config
         self._roster = roster
         self._directory_id = directory_id
         self._incarnation = incarnation
-        self._starts = starts
+        self._openings = openings
         self._last_index = last_index
         self._answers: dict[str, Hello] = {}
         self._changed = asyncio.Event()
@@ -67,7 +74,8 @@ class Founding:
             address=own.raft,
             url=own.url,
             lineage=membership.lineage if membership else "",
-            starts=self._starts,
+            starts=self._openings[-1][0],
+            openings=self._openings,
             last_index=self._last_index,
         )
         cluster = bytes.fromhex(enrolment.record.cluster_id) if enrolment else NO_CLUSTER

@@ -29,19 +29,22 @@ class Stores:
     directory: DataDirectory
     log: LogStore
     snapshots: SnapshotStore
+    #: The last openings of the directory, this one included: see :meth:`DataDirectory.note_opening`.
+    openings: tuple[tuple[int, int], ...] = ()
 
     @classmethod
-    def open(cls, config: Config, ports: Ports) -> Stores:
-        """Lock and open; :class:`tenure.StorageError` if that cannot be."""
+    def open(cls, config: Config, ports: Ports, incarnation: int) -> Stores:
+        """Lock and open under ``incarnation``; :class:`tenure.StorageError` if that cannot be."""
         folder = Path(config.node.data_dir)
         directory = DataDirectory.open(folder, node_name=config.node.name, cluster_name=config.cluster.name)
         try:
             log = directory.store if ports.log_store is None else ports.log_store(folder)
             snapshots = directory.snapshots if ports.snapshot_store is None else ports.snapshot_store(folder)
+            openings = directory.note_opening(incarnation)
         except BaseException:
             directory.close()
             raise
-        return cls(directory, log, snapshots)
+        return cls(directory, log, snapshots, openings)
 
     def close(self) -> None:
         """Close all of it; the lock goes last."""

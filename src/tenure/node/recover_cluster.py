@@ -90,7 +90,7 @@ def recover_cluster(config: Config, *, all_others_are_dead: str, ports: Ports | 
             the recovery can be run again.
     """
     _require_member(Path(config.node.data_dir))
-    with contextlib.closing(Stores.open(config, Ports() if ports is None else ports)) as stores:
+    with contextlib.closing(Stores.open(config, Ports() if ports is None else ports, secrets.randbits(63))) as stores:
         return _recover(stores, all_others_are_dead)
 
 

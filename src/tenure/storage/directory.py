@@ -23,6 +23,8 @@ from tenure.storage.sqlite import SqliteLogStore
 
 #: What lies in a data directory.
 LOCK, DATABASE, SNAPSHOTS = "lock", "raft.sqlite3", "snapshots"
+#: So many openings are told to others; what they saw before that, they judge by the count alone.
+OPENINGS_KEPT = 64
 
 
 class _Identity(msgspec.Struct, frozen=True):
@@ -169,6 +171,17 @@ class DataDirectory:
         """Make the cluster's times durable, for the next start."""
         if settings != self.settings:
             self.store.write_meta("settings", msgspec.json.encode(settings))
+
+    def note_opening(self, incarnation: int) -> tuple[tuple[int, int], ...]:
+        """Make durable who goes on under this opening: the last openings by their count, with their incarnations (R7).
+
+        A copy of this directory comes with other incarnations, however often it is opened, and is never taken for it.
+        """
+        stored = self.store.read_meta("openings")
+        earlier = () if stored is None else msgspec.json.decode(stored, type=tuple[tuple[int, int], ...])
+        openings = (*earlier, (self.starts, incarnation))[-OPENINGS_KEPT:]
+        self.store.write_meta("openings", msgspec.json.encode(openings))
+        return openings
 
     @property
     def peers_seen(self) -> dict[str, tuple[int, int]]:
