@@ -170,11 +170,6 @@ class Roster:
                 f"the data directory of {other.name} is an old copy: another one was its opening number {starts}; "
                 f"{replace}"
             )
-        if dict(other.openings).get(starts, incarnation) != incarnation:
-            return (
-                f"the data directory of {other.name} is an old copy: another one was its opening number {starts}; "
-                f"{replace}"
-            )
         acknowledged = self._acknowledged(record.raft_id)
         if other.last_index < acknowledged:
             return (
