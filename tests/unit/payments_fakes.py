@@ -46,7 +46,8 @@ class FakeMember:
     def __init__(self, leadership: FakeLeadership | None, *, name: str = "payment-1a") -> None:
         self.name = name
         self.held = leadership
-        self.cluster_id = "c0ffee"
+        self.cluster_id: str | None = "c0ffee"
+        self.reason: str | None = None
         self.incarnation = 7
         self.leader_name: str | None = name if leadership else "payment-1b"
         self.leader_url: str | None = "http://127.0.0.1:8081" if leadership is None else "http://127.0.0.1:8080"
@@ -76,7 +77,7 @@ class FakeMember:
             applied_index=1,
             elections_observed=1,
             stale_token_refusals=0,
-            reason=None,
+            reason=self.reason,
         )
 
     def cluster(self) -> list[PeerInfo]:

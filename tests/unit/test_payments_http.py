@@ -346,6 +346,15 @@ async def test_readiness_is_not_leadership_but_the_database_when_asked():
         check_problem(await rig.client.get("/v1/payments"), 503, "database_unavailable")
 
 
+async def test_readiness_tells_what_the_node_waits_for_when_it_belongs_to_no_cluster():
+    async with service(leads=False) as rig:
+        assert rig.member.reason is None
+        assert (await rig.client.get("/readyz")).json() == {"status": "ok", "database": "ok"}
+        rig.member.cluster_id, rig.member.reason = None, "waiting to be added: run 'tenure member add payment-1a'"
+        answer = await rig.client.get("/readyz")
+        assert (answer.status_code, answer.json()["cluster"]) == (200, rig.member.reason)
+
+
 async def test_metrics_have_the_three_names_when_scraped():
     async with service() as rig:
         answer = await rig.client.get("/metrics")

@@ -12,11 +12,12 @@ import pytest
 from payments_fakes import FakeLeadership
 
 from payment_service import service
+from payment_service.cli import exit_code
 from payment_service.log import ServiceLog
 from payment_service.models import PaymentRequest
 from payment_service.pause import VARIABLE, pause_hook
 from payment_service.session import NewRow
-from tenure import ConfigError, FoundingRefused, InvariantViolated, TenureError
+from tenure import ConfigError, FoundingRefused, InvariantViolated, MemberRemoved, TenureError
 
 
 def test_pause_hook_is_off_when_the_variable_is_not_set():
@@ -54,13 +55,21 @@ async def test_R2_process_ends_at_once_with_1_when_the_member_failed(
 
 
 @pytest.mark.asyncio
-async def test_process_ends_with_4_when_the_other_members_refuse_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(
+    ("error", "event"),
+    [(FoundingRefused("a wiped directory"), "node_failed"), (MemberRemoved("removed"), "member_removed")],
+)
+async def test_process_ends_with_4_when_the_other_members_refuse_or_removed_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: TenureError, event: str
+):
     ended: list[int] = []
     monkeypatch.setattr(os, "_exit", ended.append)
     log = ServiceLog(tmp_path, cluster="payments", node="payment-1a")
-    await service._end_if_failed(FailedMember(FoundingRefused("a wiped directory")), log)  # type: ignore[arg-type]
+    await service._end_if_failed(FailedMember(error), log)  # type: ignore[arg-type]
     log.close()
     assert ended == [4]
+    assert json.loads(log.path.read_text())["event"] == event
+    assert exit_code(error) == 4
 
 
 def test_port_is_refused_with_the_field_named_when_it_is_taken():

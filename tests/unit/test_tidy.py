@@ -28,6 +28,7 @@ PUBLIC_TO_APPLICATIONS = {
     "tenure.config",
     "tenure.errors",
     "tenure.fence",
+    "tenure.raft",
     "tenure.telemetry",
     "tenure.types",
 }

@@ -8,6 +8,7 @@ import httpx2
 import structlog
 from starlette.types import ASGIApp
 
+from payment_service.administration import Administration
 from payment_service.hot import CreatePayment
 from payment_service.identifiers import new_request_id
 from payment_service.ports import Member
@@ -64,6 +65,8 @@ def build_application(
         reader=reader,
         client=client,
         cluster_name=config.cluster.name,
-        operator_token=config.http.operator_token,
+        administration=Administration(
+            member, operator_token=config.http.operator_token, cluster_name=config.cluster.name, logger=logger
+        ),
     )
     return Application(create_payment, routes.build())

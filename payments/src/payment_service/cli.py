@@ -1,7 +1,8 @@
 """The command ``payment-service``: run a node, or bring its tables up to date.
 
-Exit codes: 0 stopped as asked, 1 failed, 2 wrong usage or configuration, 4 refused as unsafe, 6 the database cannot
-be reached. Errors are one line on stderr that names the field and the fix; no traceback for what a user can mend.
+Exit codes: 0 stopped as asked, 1 failed, 2 wrong usage or configuration, 4 refused as unsafe (a node that was removed
+from its cluster, too), 6 the database cannot be reached. Errors are one line on stderr that names the field and the
+fix; no traceback for what a user can mend.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from tenure import (
     DirectoryInUse,
     FenceError,
     FoundingRefused,
+    MemberRemoved,
     TenureError,
     WrongCluster,
 )
@@ -136,7 +138,7 @@ def exit_code(error: TenureError) -> int:
         return EXIT_USAGE
     if isinstance(error, DatabaseUnavailable):
         return EXIT_UNREACHABLE
-    if isinstance(error, FoundingRefused | WrongCluster | DirectoryInUse | FenceError | SchemaMissing):
+    if isinstance(error, FoundingRefused | MemberRemoved | WrongCluster | DirectoryInUse | FenceError | SchemaMissing):
         return EXIT_REFUSED
     return EXIT_FAILED
 

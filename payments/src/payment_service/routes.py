@@ -1,4 +1,4 @@
-"""Every route but the hot one: reads of payments, the member's own view, probes, metrics, the operator's command.
+"""Every route but the hot one and the operator's: reads of payments, the member's own view, probes, metrics.
 
 State is computed at the request, never cached (R8): ``GET /v1/state`` says ``leader`` only while the lease is valid
 and the fence is raised.
@@ -7,7 +7,6 @@ and the fence is raised.
 from __future__ import annotations
 
 import asyncio
-import hmac
 import os
 from dataclasses import dataclass
 from typing import Any, Final
@@ -21,10 +20,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from payment_service import __version__
+from payment_service.administration import Administration
 from payment_service.hot import encode_payment, other_leader_url
 from payment_service.identifiers import PAYMENT_PREFIX, parse_payment_id
 from payment_service.ports import Member
-from payment_service.problems import INTERNAL_ERROR, MEDIA_TYPE, Problem, not_leader, problem_from_error
+from payment_service.problems import INTERNAL_ERROR, MEDIA_TYPE, Problem, problem_from_error
 from payment_service.reader import PaymentReader
 from tenure import DatabaseUnavailable, PeerInfo, State, TenureError
 from tenure.telemetry import render_metrics
@@ -35,13 +35,13 @@ PAGE_LIMIT_MAX: Final = 100
 
 @dataclass(frozen=True)
 class Routes:
-    """The endpoints over their parts. ``client`` asks the other members; ``operator_token`` empty: no commands."""
+    """The endpoints over their parts. ``client`` asks the other members."""
 
     member: Member
     reader: PaymentReader
     client: httpx2.AsyncClient
     cluster_name: str
-    operator_token: str
+    administration: Administration
 
     def build(self) -> Starlette:
         """The Starlette application of these endpoints, with problem+json for every error."""
@@ -52,7 +52,7 @@ class Routes:
                 Route("/v1/state", self.state),
                 Route("/v1/node", self.node),
                 Route("/v1/cluster", self.cluster),
-                Route("/v1/leadership/step-down", self.step_down, methods=["POST"]),
+                *self.administration.routes(),
                 Route("/leader", self.leader, methods=["GET", "OPTIONS"]),
                 Route("/replica", self.replica, methods=["GET", "OPTIONS"]),
                 Route("/livez", self.livez),
@@ -135,34 +135,24 @@ class Routes:
         return _json(b'{"status": "ok"}')
 
     async def readyz(self, _: Request) -> Response:
-        """``/readyz``: 200 if this node can serve reads. It says nothing about leadership, or a rollout would hang."""
+        """``/readyz``: 200 if this node can serve reads. It depends on no leadership, or a rollout would hang.
+
+        For the same reason a node that waits to be founded or added is ready; what it waits for stands beside it.
+        """
+        answer, code = {"status": "ok", "database": "ok"}, 200
         try:
             await self.reader.ping()
         except DatabaseUnavailable:
-            return _json(b'{"status": "not ready", "database": "does not answer"}', 503)
-        return _json(b'{"status": "ok", "database": "ok"}')
+            answer, code = {"status": "not ready", "database": "does not answer"}, 503
+        status = self.member.status()
+        if status.cluster_id is None and status.reason:
+            answer["cluster"] = status.reason
+        return _json(msgspec.json.encode(answer), code)
 
     async def metrics(self, request: Request) -> Response:
         """``/metrics``, for Prometheus."""
         body, content_type = render_metrics(self.member.status(), accept=request.headers.get("accept"))
         return Response(body, headers={"Content-Type": content_type})
-
-    async def step_down(self, request: Request) -> Response:
-        """``POST /v1/leadership/step-down``, with the operator's token: give up leadership; another member takes it."""
-        if not self.operator_token:
-            raise Problem("forbidden", "no http.operator_token is set: this node takes no commands over HTTP")
-        scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        right = hmac.compare_digest(given.strip().encode(), self.operator_token.encode())
-        if scheme.lower() != "bearer" or not right:
-            raise Problem(
-                "unauthorized",
-                "send Authorization: Bearer with the operator token",
-                param="Authorization",
-                headers={"WWW-Authenticate": "Bearer"},
-            )
-        if not await self.member.step_down():
-            raise not_leader("only the leader can step down", leader_url=other_leader_url(self.member))
-        return _json(self._state())
 
     def _state(self) -> bytes:
         status = self.member.status()

@@ -30,7 +30,7 @@ from payment_service.ports import Member
 from payment_service.reader import PaymentReader
 from payment_service.session import WriteSession
 from payment_service.writer import GroupCommitWriter
-from tenure import ConfigError, FoundingRefused, LeadershipLost, WrongCluster
+from tenure import ConfigError, FoundingRefused, LeadershipLost, MemberRemoved, WrongCluster
 from tenure.config import Config, parse_address
 
 EXIT_FAILED: Final = 1
@@ -171,10 +171,11 @@ async def _lead(member: Member, writer: GroupCommitWriter) -> None:
 
 async def _end_if_failed(member: Member, log: ServiceLog) -> None:
     error = await member.failed
-    log.logger.critical("node_failed", reason=f"{type(error).__name__}: {error}")
+    event = "member_removed" if isinstance(error, MemberRemoved) else "node_failed"
+    log.logger.critical(event, reason=f"{type(error).__name__}: {error}")
     # Unwinding would call into an engine whose state is undefined (R2). The peers and the database see the sockets
     # close, and the log is not buffered.
-    os._exit(EXIT_REFUSED if isinstance(error, FoundingRefused | WrongCluster) else EXIT_FAILED)
+    os._exit(EXIT_REFUSED if isinstance(error, FoundingRefused | MemberRemoved | WrongCluster) else EXIT_FAILED)
 
 
 @contextlib.contextmanager
