@@ -144,8 +144,7 @@ class MemberCore:
 
     def tick(self, now: Reading) -> list[Effect]:
         """Time has passed. Call it several times a heartbeat."""
-        effects, self._first_effects = self._first_effects, []
-        effects += self._settle(now)
+        effects = self._settle(now)
         if self._engine.snapshot_wanted:
             # A new member throws a snapshot away that does not name it: it needs one of after it was added.
             self.snapshots.ask()
@@ -466,7 +465,9 @@ class MemberCore:
         # R10: whose earlier work has not returned may not lead, so it must not keep others from being elected.
         pumped = self.consensus.pump(now, stands=not machine.body_outstanding)
         self._watch_loss(now)
-        effects, machine.effects = machine.effects, []
+        # With the first event, whichever it is: the engine may hand out what follows the snapshot with the same one.
+        effects, self._first_effects = self._first_effects + machine.effects, []
+        machine.effects = []
         if self._proofs and self._engine.role != "leader":
             effects.append(Rejected(list(self._proofs.values())))
             self._proofs.clear()
