@@ -149,8 +149,13 @@ class OrdersByCommit(MemorySnapshotStore):
         return tuple(reversed(self.shelf))
 
 
+class PrunesTheNeeded(MemorySnapshotStore):
+    def prune(self, *, keep: int = 2, needed: str | None = None) -> tuple[str, ...]:
+        return super().prune(keep=keep)
+
+
 class PrunesTheNewest(MemorySnapshotStore):
-    def prune(self, *, keep: int = 2) -> tuple[str, ...]:
+    def prune(self, *, keep: int = 2, needed: str | None = None) -> tuple[str, ...]:
         removed = self.ids()[keep:]
         for name in removed:
             del self.shelf[name]
@@ -181,6 +186,7 @@ class RemovesBeforeItCommits(MemorySnapshotStore):
         (OrdersBySpelling, "store_orders_by_index_and_term_when_there_are_several"),
         (OrdersByCommit, "store_orders_by_index_and_term_when_there_are_several"),
         (PrunesTheNewest, "store_keeps_the_newest_when_it_prunes"),
+        (PrunesTheNeeded, "snapshot_that_is_needed_stays_when_newer_ones_are_there"),
         (ChecksNothing, "store_names_the_damage_when_a_bit_has_flipped"),
         (ForgetsTheLearners, "store_gives_back_what_was_committed_when_it_is_opened_again"),
         (RemovesBeforeItCommits, "older_snapshot_stays_when_a_commit_fails"),

@@ -148,7 +148,7 @@ class MemberCore:
         if self._engine.snapshot_wanted:
             # A new member throws a snapshot away that does not name it: it needs one of after it was added.
             self.snapshots.ask()
-            effects += self._take_snapshot_if_due()
+        effects += self._take_snapshot_if_due()
         self.holding.tick(self.state, now)
         return effects + self._collect(now)
 
@@ -261,14 +261,14 @@ class MemberCore:
 
     def compacted(self, taken: Manifest, now: Reading) -> list[Effect]:
         """The manifest stands durably for the log up to its index."""
-        effects: list[Effect] = []
         if taken.index > self.snapshot_index:
             self.snapshot_index = taken.index
             keep = self.snapshots.limits.keep_entries
             self.consensus.compact(taken.index, manifest.encode(taken), keep=keep)
             self.snapshots.end(size_bytes=0 if taken.content is None else taken.content.size)
-            effects = [Proved(ticket) for ticket in self._snapshot_tickets]
-            self._snapshot_tickets = []
+        # A snapshot of the leader may have come in between: then the log is compacted further than was asked.
+        effects: list[Effect] = [Proved(ticket) for ticket in self._snapshot_tickets]
+        self._snapshot_tickets = []
         # What was applied meanwhile may be enough for the next one.
         return effects + self._take_snapshot_if_due() + self._collect(now)
 
@@ -390,7 +390,8 @@ class MemberCore:
 
     def _take_snapshot_if_due(self) -> list[Effect]:
         # What is applied ends between two entries here, and a configuration in between is never snapshotted.
-        if not self.snapshots.is_due() or self._engine.joint:
+        # While a Ready is being made durable the engine may show the members of a snapshot that is not applied yet.
+        if not self.snapshots.is_due() or self._engine.joint or self.consensus.persisting:
             return []
         self.snapshots.begin()
         return [

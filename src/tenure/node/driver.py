@@ -392,7 +392,8 @@ class Driver(NodeThread):
         stores = _required(self._stores)
         stored = StoredSnapshot(taken.index, taken.term, manifest.encode(taken))
         self._disk.watched(lambda: stores.log.compact(stored))
-        self.on_files(stores.snapshots.prune)
+        needed = taken.content.id if taken.content is not None else None
+        self.on_files(lambda: stores.snapshots.prune(needed=needed))
         return core.compacted(taken, read_clocks())
 
     def _note_change(self, core: MemberCore, effect: MembersChanged | SettingsChanged) -> None:

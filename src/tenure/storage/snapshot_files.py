@@ -131,9 +131,9 @@ class FileSnapshotStore:
             reader.verify()
             yield reader
 
-    def prune(self, *, keep: int = 2) -> tuple[str, ...]:
+    def prune(self, *, keep: int = 2, needed: str | None = None) -> tuple[str, ...]:
         """See :meth:`SnapshotStore.prune`."""
-        removed = self.ids()[max(1, keep) :]
+        removed = tuple(snapshot_id for snapshot_id in self.ids()[max(1, keep) :] if snapshot_id != needed)
         with _explained(self._folder):
             for snapshot_id in removed:
                 self._layer.remove(self._path(snapshot_id))

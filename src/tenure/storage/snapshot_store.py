@@ -99,6 +99,10 @@ class SnapshotStore(Protocol):
         """
         ...
 
-    def prune(self, *, keep: int = 2) -> tuple[str, ...]:
-        """Remove all but the newest ``keep`` (at least 1) and return the ids removed; errors as for ``open``."""
+    def prune(self, *, keep: int = 2, needed: str | None = None) -> tuple[str, ...]:
+        """Remove all but the newest ``keep`` (at least 1) and return the ids removed; errors as for ``open``.
+
+        The snapshot ``needed`` stays in any case: it is the one that the log starts with, and newer ones may be there
+        that were fetched and never used.
+        """
         ...

@@ -62,9 +62,9 @@ class MemorySnapshotStore:
         reader.verify()
         yield reader
 
-    def prune(self, *, keep: int = 2) -> tuple[str, ...]:
+    def prune(self, *, keep: int = 2, needed: str | None = None) -> tuple[str, ...]:
         """See :meth:`SnapshotStore.prune`."""
-        removed = self.ids()[max(1, keep) :]
+        removed = tuple(snapshot_id for snapshot_id in self.ids()[max(1, keep) :] if snapshot_id != needed)
         for snapshot_id in removed:
             del self.shelf[snapshot_id]
         return removed

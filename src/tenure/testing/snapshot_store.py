@@ -81,6 +81,14 @@ class SnapshotStoreConformance:
         with expect_raises(StorageError, "what was pruned cannot be opened"), store.open(ids[0]):
             pass
 
+    def test_snapshot_that_is_needed_stays_when_newer_ones_are_there(self, tmp_path: Path) -> None:
+        """The log starts with it: fetched ones that were never used must not push it out."""
+        store = self.open_store(tmp_path / "store")
+        ids = [_commit(store, index, b"x").id for index in range(1, 6)]
+        expect_equal(store.prune(needed=ids[1]), (ids[2], ids[0]), "prune() leaves the one that is needed")
+        with store.open(ids[1]) as reader:
+            expect(b"".join(reader.chunks()) == b"x", "it can be read")
+
     def test_reader_goes_on_when_its_snapshot_is_pruned(self, tmp_path: Path) -> None:
         """A member that is being sent a snapshot does not lose it to a newer one."""
         store = self.open_store(tmp_path / "store")
