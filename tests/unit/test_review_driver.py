@@ -24,7 +24,7 @@ from tenure.errors import RaiseRefused
 from tenure.fence import Expected, Refusal
 from tenure.instants import NS_PER_MS, LeaseSpan, Reading
 from tenure.leadership import HeldLeadership
-from tenure.node import driver
+from tenure.node import driver, thread
 from tenure.node.clocks import read_clocks
 from tenure.node.fencing import FenceAdapter
 from tenure.node.founding import Founding
@@ -156,7 +156,7 @@ async def test_node_ends_when_its_directory_opens_too_late(tmp_path: Path, monke
         return opened(*args, **kwargs)
 
     monkeypatch.setattr(DataDirectory, "open", open_slowly)
-    monkeypatch.setattr(driver, "CALL_TIMEOUT_SECONDS", 0.1)
+    monkeypatch.setattr(thread, "CALL_TIMEOUT_SECONDS", 0.1)
     with pytest.raises(tenure.StorageError, match=r"node\.data_dir .* was not opened"):
         await tenure.open(config_of(tmp_path)).__aenter__()
     slow.set()

@@ -59,7 +59,6 @@ from tenure.errors import (
     EngineFailed,
     InvariantViolated,
     NodeClosed,
-    StorageError,
     TenureError,
 )
 from tenure.fence import FenceStore
@@ -81,8 +80,6 @@ from tenure.types import State
 logger = logging.getLogger("tenure.node")
 T = TypeVar("T")
 
-#: A call that the node's thread must answer (open, close) waits at most this long.
-CALL_TIMEOUT_SECONDS = 10.0
 #: A member that was removed goes on for so long, so that who asked for it hears the answer.
 REMOVED_SECONDS = 0.5
 
@@ -91,7 +88,7 @@ class Driver(NodeThread):
     """One node's thread. ``start`` opens it, ``stop`` ends it; everything else is posted to it."""
 
     def __init__(self, config: Config, listener: Listener, *, dsn: str, ports: Ports | None = None) -> None:
-        super().__init__()
+        super().__init__(config.node.data_dir)
         self._config = config
         self._listener = listener
         self._dsn = dsn
@@ -115,30 +112,9 @@ class Driver(NodeThread):
 
     # -- called by the application's loop -----------------------------------------------------------------------------
 
-    async def open(self) -> None:
-        """Start the thread; returns once the directory is locked and the port is bound.
-
-        Raises:
-            ConfigError: a file of ``raft.tls`` is no good.
-            StorageError: the directory or the port cannot be had. After this, another error or a cancellation nothing
-                is left running.
-        """
-        try:
-            await asyncio.wait_for(asyncio.wrap_future(self.start()), CALL_TIMEOUT_SECONDS)
-        except TimeoutError as error:
-            await self.close()
-            folder = self._config.node.data_dir
-            raise StorageError(f"node.data_dir {folder} was not opened in {CALL_TIMEOUT_SECONDS} s") from error
-        except BaseException:
-            await self.close()
-            raise
-
-    async def close(self) -> None:
-        """End the thread and wait for it. Idempotent; a cancellation only ends the waiting."""
-        self.stop()
-        patience = 0.0 if self._disk.stalled else CALL_TIMEOUT_SECONDS
-        if not await asyncio.get_running_loop().run_in_executor(None, self.join, patience):
-            logger.error("the node's thread did not end in %s s: its disk does not answer", patience)
+    def is_stuck(self) -> bool:
+        """See :class:`NodeThread`."""
+        return self._disk.stalled
 
     @property
     def stores(self) -> Stores:

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
 
-from tenure.errors import NodeClosed
+from tenure.errors import NodeClosed, StorageError
 
 T = TypeVar("T")
+logger = logging.getLogger("tenure.node")
+
+#: A call that the thread must answer (open, close) waits at most this long.
+CALL_TIMEOUT_SECONDS = 10.0
 
 
 class NodeThread:
     """Runs ``main`` on a thread and a loop of its own until ``stop`` is asked for. Everything else is posted to it."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._opened: Future[None] = Future()
@@ -30,6 +36,34 @@ class NodeThread:
     def fail(self, error: BaseException) -> None:
         """The thread's last word, if ``main`` could not catch it."""
         raise NotImplementedError
+
+    def is_stuck(self) -> bool:
+        """Whether the thread is known to hang: then nobody waits for its end."""
+        raise NotImplementedError
+
+    async def open(self) -> None:
+        """Start the thread; returns once the directory is locked and the port is bound.
+
+        Raises:
+            ConfigError: a file of ``raft.tls`` is no good.
+            StorageError: the directory or the port cannot be had. After this, another error or a cancellation nothing
+                is left running.
+        """
+        try:
+            await asyncio.wait_for(asyncio.wrap_future(self.start()), CALL_TIMEOUT_SECONDS)
+        except TimeoutError as error:
+            await self.close()
+            raise StorageError(f"node.data_dir {self._folder} was not opened in {CALL_TIMEOUT_SECONDS} s") from error
+        except BaseException:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        """End the thread and wait for it. Idempotent; a cancellation only ends the waiting."""
+        self.stop()
+        patience = 0.0 if self.is_stuck() else CALL_TIMEOUT_SECONDS
+        if not await asyncio.get_running_loop().run_in_executor(None, self.join, patience):
+            logger.error("the node's thread did not end in %s s: its disk does not answer", patience)
 
     def start(self) -> Future[None]:
         """Start the thread. The future resolves once it is open, or fails."""
