@@ -24,7 +24,7 @@ from tenure.errors import RaiseRefused
 from tenure.fence import Expected, Refusal
 from tenure.instants import NS_PER_MS, LeaseSpan, Reading
 from tenure.leadership import HeldLeadership
-from tenure.node import driver, thread
+from tenure.node import thread
 from tenure.node.clocks import read_clocks
 from tenure.node.fencing import FenceAdapter
 from tenure.node.founding import Founding
