@@ -38,6 +38,37 @@ def in_phase(cluster: VirtualCluster, phase: Phase) -> int | None:
     return next((i for i in cluster.nodes if cluster.core(i).holding.phase is phase), None)
 
 
+# -- R4 -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_R4_rolling_change_of_the_lease_under_load_never_gives_two_leases(seed: int):
+    """From 10 s to 1 s, back and again, each time the holder is cut off with its long lease alive.
+
+    The cluster itself checks at every step of 5 ms that no two leases are valid at one instant (G2).
+    """
+    cluster = VirtualCluster(seed=seed, settings=msgspec.structs.replace(SETTINGS, lease_duration_ms=10_000))
+    for lease_ms in (1000, 10_000, 1000):
+        leader = cluster.elect(40_000)
+        node, core = cluster.nodes[leader], cluster.core(leader)
+        changed = msgspec.structs.replace(core.state.settings, lease_duration_ms=lease_ms)
+        cluster.run(node, core.change_settings(changed, cluster.reading(node)))
+        for number in range(20):
+            cluster.run(node, core.propose([(b"\x02%d" % number, number)], cluster.reading(node)))
+            cluster.advance(10)
+        assert core.state.settings == changed
+        new = force_handover(cluster, leader)
+        assert cluster.lease_holders() == [leader]
+        assert cluster.advance(25_000, until=lambda new=new: cluster.leaders() == [new])
+        granted = cluster.nodes[new].granted
+        assert granted is not None
+        assert granted.span.duration_ns == lease_ms * MS
+        cluster.heal()
+        assert cluster.advance(2000, until=lambda node=node: node.granted is None)
+        cluster.return_body(leader)
+        cluster.advance(1000)
+
+
 # -- R8 -----------------------------------------------------------------------------------------------------------
 
 
