@@ -13,10 +13,11 @@ from __future__ import annotations
 
 from tenure.core.commands import Settings
 from tenure.core.membership import Add, Change, Demote, MemberRole, MemberState, Promote, Remove
+from tenure.core.state_machine import StateMachine
 from tenure.node.administration import MemberList
 from tenure.node.inspection import LogState, SnapshotState, StorageReport
 from tenure.node.ports import Ports
-from tenure.node.raft_node import RaftEvent, StateMachine, Stats
+from tenure.node.raft_node import RaftEvent, Stats
 from tenure.node.raft_node import RaftNode as Node
 from tenure.node.recover_cluster import Recovered, Survivor, recover_cluster
 from tenure.storage import LogStore, SnapshotStore

@@ -20,9 +20,9 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
@@ -36,6 +36,7 @@ from tenure.core.effects import (
 )
 from tenure.core.manifest import Manifest
 from tenure.core.member import MemberCore, View
+from tenure.core.state_machine import StateMachine
 from tenure.errors import NodeClosed, OutcomeUnknown, ProposalDropped, QuorumUnavailable
 from tenure.node.administration import Administration
 from tenure.node.clocks import read_clocks
@@ -55,30 +56,6 @@ PENDING_MAX = 65_536
 COMMAND_BYTES_MAX = (1 << 20) - 1
 _USER = bytes([USER])
 _BARRIER = bytes([BARRIER])
-
-
-class StateMachine(Protocol):
-    """The user's replicated state. Deterministic: the same entries give the same state on every member.
-
-    All three run on the application's event loop, never two at once. What one raises ends the node: a state machine
-    that fails on one member only is no longer a replica.
-    """
-
-    def apply(self, data: bytes, *, index: int, term: int) -> Any:
-        """Apply one committed entry; what it returns is the result of the leader's ``apply``. It must not block."""
-        ...
-
-    def snapshot(self) -> Iterable[bytes]:
-        """The state as it is now, in pieces of any size.
-
-        The call itself is quick; what it returns is read to its end on another thread while more entries are applied,
-        so it must not change with them: a copy, or a generator over something that is not altered in place.
-        """
-        ...
-
-    def restore(self, chunks: Iterable[bytes]) -> None:
-        """Replace the whole state by a snapshot: the same bytes that ``snapshot`` gave, in pieces of any size."""
-        ...
 
 
 class RaftEvent(msgspec.Struct, frozen=True):

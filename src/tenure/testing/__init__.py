@@ -17,6 +17,7 @@ from tenure.testing.memory_log_store import MemoryDisk, MemoryLogStore
 from tenure.testing.memory_snapshot_store import MemorySnapshotStore
 from tenure.testing.memory_transport import MemoryNetwork, MemoryTransport
 from tenure.testing.snapshot_store import SnapshotStoreConformance
+from tenure.testing.state_machine import StateMachineConformance
 from tenure.testing.transport import Endpoint, TransportConformance
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "MemorySnapshotStore",
     "MemoryTransport",
     "SnapshotStoreConformance",
+    "StateMachineConformance",
     "TransportConformance",
     "flip_bit",
     "torn_copies",
