@@ -169,3 +169,22 @@ async def test_R7_directory_of_another_cluster_is_refused_although_all_names_fit
             put_back(one, name, tmp_path / "two" / name)
             await one.start(name)
             await is_refused(one, name, f"{name} belongs to cluster {cluster_id}, this node to ")
+
+
+@pytest.mark.asyncio
+async def test_R7_member_that_joined_is_let_in_when_all_restart_behind_their_snapshots(tmp_path: Path):
+    """No log tells any more that it was added: the snapshot has to."""
+    async with running(tmp_path, spare="d", keep_entries=0) as replicas:
+        await replicas.start("d")
+        await (await replicas.leader()).add_voter("d")
+        await replicas.apply(b"one")
+        await replicas.agree()
+        for name in "abcd":
+            await replicas.nodes[name].snapshot()
+        for name in "abcd":
+            await replicas.stop(name)
+        await asyncio.gather(*(replicas.start(name) for name in "abcd"))
+        await replicas.apply(b"two")
+        await replicas.agree()
+        transports = [node._driver._links.transport for node in replicas.nodes.values()]
+        await replicas.until(lambda: all(len(transport.connected()) == 3 for transport in transports))

@@ -266,6 +266,8 @@ class Driver(NodeThread):
         self._core, last_index = await self._disk.run(
             lambda: build_core(config, stores, enrolment, incarnation=self.incarnation, fenced=self._fence is not None)
         )
+        # Behind a snapshot the log may never tell again who was added before it.
+        self.roster.applied(self._require_core().membership())
         return last_index
 
     def _waiting(self, reason: str) -> None:
