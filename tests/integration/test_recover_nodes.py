@@ -10,8 +10,8 @@ import pytest
 from recovery_stubs import StubNode, stub_nodes
 
 from tenure.core.verdict import NodeView
+from tenure.endpoints import Endpoint
 from tenure.recovery.nodes import BODY_BYTES_MAX, ask_nodes
-from tenure.recovery.targets import Endpoint
 
 TIMEOUT_S = 0.4
 

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from tenure.demo import pointer
+from tenure.endpoints import Endpoint
 from tenure.errors import ConfigError
-from tenure.recovery.targets import DEFAULT_LOGS, Endpoint, Targets, find_targets
+from tenure.recovery.targets import DEFAULT_LOGS, Targets, find_targets
 
 DSN = "postgresql://payments@db/payments"
 

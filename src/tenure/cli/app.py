@@ -19,9 +19,11 @@ from tenure.errors import TenureError
 _COMMANDS = {
     "demo": ("tenure.cli.demo:demo", "A database, payment nodes and a stream of payments on this machine."),
     "recover": ("tenure.cli.recover:app", "Looks at a cluster and says which node is the true leader."),
+    "member": ("tenure.cli.member:app", "Lists and changes the members of a running cluster."),
+    "settings": ("tenure.cli.settings:app", "Shows or changes the times of a running cluster."),
     "fence": ("tenure.cli.fence:app", "Installs, shows and rebases the fence in PostgreSQL."),
-    "log": ("tenure.cli.log:app", "Checks or shows the log of a stopped node."),
-    "snapshot": ("tenure.cli.snapshot:app", "Shows the snapshots of a stopped node."),
+    "log": ("tenure.cli.log:app", "Checks or shows the log of a node."),
+    "snapshot": ("tenure.cli.snapshot:app", "Takes or shows the snapshots of a node."),
     "certs": ("tenure.cli.certs:app", "Makes and shows the certificates that members know each other by."),
     "config": ("tenure.cli.config:app", "Shows or checks the settings of a node."),
     "version": ("tenure.cli.version:version", "Says which versions are installed."),

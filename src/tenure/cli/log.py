@@ -1,7 +1,9 @@
-"""``tenure log verify|inspect``: the log of a stopped node, checked or shown, from its data directory.
+"""``tenure log verify|inspect``: the log of a node, checked or shown.
 
+That of a stopped node is read from its data directory, that of a running one by the node itself (``--endpoint``).
 Nothing in the directory is changed. They end with 2 for wrong use, 4 while a node runs on the directory, 5 where a
-record fails its checksum or is missing, 1 where the directory cannot be read.
+record fails its checksum or is missing, 1 where the directory cannot be read; of a running node also with 6 where it
+does not answer and 7 without the right token.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 
+from tenure.cli.cluster import Connection, printable
 from tenure.cli.output import CommandError, ExitCode, Output, emit_json, emit_table, emit_text, fail
 from tenure.cli.stopped import ConfigFile, DataDir, check_content, check_snapshot, read_log, stopped
 from tenure.errors import LogCorrupt
@@ -19,18 +22,29 @@ if TYPE_CHECKING:
     from tenure.cli.stopped import Entry, Log
     from tenure.storage import DataDirectory
 
-app = App(name="log", help="Checks or shows the log of a stopped node.", result_action="return_value")
+app = App(name="log", help="Checks or shows the log of a node.", result_action="return_value")
 
+#: How long a running node may take to check its log and snapshots.
+VERIFY_SECONDS = 600.0
 #: What of a user's command is shown.
 _SHOWN_BYTES = 40
 
 
 @app.command
-def verify(*, data_dir: DataDir = None, config: ConfigFile = None, output: Output = "table") -> ExitCode:
+def verify(
+    *,
+    data_dir: DataDir = None,
+    config: ConfigFile = None,
+    connection: Connection | None = None,
+    output: Output = "table",
+) -> ExitCode:
     """Check every checksum of the log, its hard state, its records and the snapshots; name the first that fails.
 
-    Exit code: 0 all is well, 5 a record fails its checksum or is missing, 4 a node runs on the directory.
+    With --endpoint each of these nodes checks its own while it runs. Exit code: 0 all is well, 5 a record fails its
+    checksum or is missing, 4 a node runs on the directory.
     """
+    if connection is not None and connection.endpoint:
+        return _verify_running(connection, output)
     try:
         with stopped(data_dir, config) as directory:
             log = read_log(directory)
@@ -58,11 +72,18 @@ def inspect(
     *,
     data_dir: DataDir = None,
     config: ConfigFile = None,
+    connection: Connection | None = None,
     from_index: Annotated[int, Parameter(name="--from", help="Show entries from this index on.")] = 0,
     limit: Annotated[int, Parameter(help="How many entries are shown at most.")] = 20,
     output: Output = "table",
 ) -> None:
-    """Print term, vote, commit index and the ends of the log, then its entries with what they say."""
+    """Print term, vote, commit index and the ends of the log, then its entries with what they say.
+
+    With --endpoint each of these nodes tells where its log stands, without its entries.
+    """
+    if connection is not None and connection.endpoint:
+        _inspect_running(connection, output)
+        return
     if limit < 0:
         raise CommandError(f"--limit {limit} is below 0", code=ExitCode.USAGE)
     try:
@@ -83,6 +104,32 @@ def inspect(
         emit_table(("index", "term", "kind", "command"), rows)
     if len(chosen) > limit:
         emit_text(f"{len(chosen) - limit} more: --from {chosen[limit].index}, or a larger --limit")
+
+
+def _verify_running(connection: Connection, output: str) -> ExitCode:
+    with connection.open() as cluster:
+        reports = [cluster.at(url, "POST", "/v1/log/verify", seconds=VERIFY_SECONDS) for url in cluster.urls]
+    valid = all(report["valid"] for report in reports)
+    if output == "json":
+        emit_json({"valid": valid, "nodes": reports})
+    else:
+        for report in reports:
+            node, count = printable(report["node"]), len(report["snapshots"])
+            if report["valid"]:
+                emit_text(f"valid: {report['records']} records, {count} snapshots of {node}")
+            else:
+                fail(f"{node}: {printable(report['problem'])}", f"tenure member replace {node}")
+    return ExitCode.OK if valid else ExitCode.VERIFICATION_FAILED
+
+
+def _inspect_running(connection: Connection, output: str) -> None:
+    with connection.open() as cluster:
+        states = [cluster.at(url, "GET", "/v1/log") for url in cluster.urls]
+    if output == "json":
+        emit_json({"nodes": states})
+        return
+    columns = ("node", "term", "commit_index", "applied_index", "snapshot_index", "last_index")
+    emit_table(columns, [tuple(printable(str(state[column])) for column in columns) for state in states])
 
 
 def _facts(directory: DataDirectory, log: Log) -> dict[str, Any]:

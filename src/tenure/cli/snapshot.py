@@ -1,7 +1,9 @@
-"""``tenure snapshot inspect``: the snapshots of a stopped node, each read to its end, from its data directory.
+"""``tenure snapshot take|inspect``: has running nodes take a snapshot, and shows those of a node, each read to its end.
 
-Nothing in the directory is changed. It ends with 2 for wrong use, 4 while a node runs on the directory, 5 where a
-snapshot is damaged or missing, 1 where the directory cannot be read.
+Those of a stopped node are read from its data directory, those of a running one by the node itself (``--endpoint``).
+Looking changes nothing. They end with 2 for wrong use, 4 while a node runs on the directory or where none was taken,
+5 where a snapshot is damaged or missing, 1 where the directory cannot be read; of a running node also with 6 where it
+does not answer and 7 without the right token.
 """
 
 from __future__ import annotations
@@ -10,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from cyclopts import App
 
-from tenure.cli.output import CommandError, ExitCode, Output, emit_json, emit_table, emit_text, say
+from tenure.cli.cluster import Connection, printable
+from tenure.cli.output import CommandError, ExitCode, Output, emit_json, emit_table, emit_text, fail, say
 from tenure.cli.stopped import ConfigFile, DataDir, check_content, check_snapshot, read_log, stopped
 from tenure.errors import LogCorrupt
 
@@ -18,15 +21,48 @@ if TYPE_CHECKING:
     from tenure.cli.stopped import Log
     from tenure.storage import DataDirectory, SnapshotPoint
 
-app = App(name="snapshot", help="Shows the snapshots of a stopped node.", result_action="return_value")
+app = App(name="snapshot", help="Takes or shows the snapshots of a node.", result_action="return_value")
+
+#: How long a running node may take over its snapshots.
+TAKE_SECONDS = 600.0
 
 
 @app.command
-def inspect(*, data_dir: DataDir = None, config: ConfigFile = None, output: Output = "table") -> ExitCode:
+def take(*, connection: Connection | None = None, output: Output = "table") -> ExitCode:
+    """Have each of the nodes take a snapshot now and compact its log; by default all that are found."""
+    taken: list[dict[str, Any]] = []
+    code = ExitCode.OK
+    with (connection or Connection()).open() as cluster:
+        for url in cluster.urls:
+            try:
+                taken.append(cluster.at(url, "POST", "/v1/snapshots", seconds=TAKE_SECONDS))
+            except CommandError as error:
+                # One that has nothing to take, or is away, keeps nobody else from it.
+                fail(error.message, error.next_step)
+                code = error.code
+    if output == "json":
+        emit_json({"taken": taken})
+    else:
+        for snapshot in taken:
+            emit_text(f"{printable(snapshot['node'])}: taken, up to log entry {snapshot['index']}")
+    return code
+
+
+@app.command
+def inspect(
+    *,
+    data_dir: DataDir = None,
+    config: ConfigFile = None,
+    connection: Connection | None = None,
+    output: Output = "table",
+) -> ExitCode:
     """Print every snapshot with its place, its members, size and hash, and whether it is whole.
 
+    With --endpoint each of these nodes tells its own while it runs.
     Exit code: 0 all are whole, 5 one is damaged or the one that the log starts with is missing.
     """
+    if connection is not None and connection.endpoint:
+        return _inspect_running(connection, output)
     try:
         with stopped(data_dir, config) as directory:
             log = read_log(directory)
@@ -44,6 +80,23 @@ def inspect(*, data_dir: DataDir = None, config: ConfigFile = None, output: Outp
         _show(start, found)
     for problem in problems:
         say(f"tenure: {problem}")
+    return ExitCode.VERIFICATION_FAILED if problems else ExitCode.OK
+
+
+def _inspect_running(connection: Connection, output: str) -> ExitCode:
+    with connection.open() as cluster:
+        nodes = [cluster.at(url, "GET", "/v1/snapshots", seconds=TAKE_SECONDS) for url in cluster.urls]
+    problems = [snapshot["problem"] for node in nodes for snapshot in node["snapshots"] if not snapshot["verified"]]
+    if output == "json":
+        emit_json({"nodes": nodes})
+    else:
+        for node in nodes:
+            start = node["log_starts_with"]
+            begins = f"behind the snapshot of index {start['index']}" if start else "at its founding"
+            emit_text(f"{printable(node['node'])}: its log starts {begins}")
+            _show_found(node["snapshots"])
+    for problem in problems:
+        say(f"tenure: {printable(problem)}")
     return ExitCode.VERIFICATION_FAILED if problems else ExitCode.OK
 
 
@@ -94,6 +147,10 @@ def _show(start: dict[str, Any] | None, found: list[dict[str, Any]]) -> None:
     else:
         content = f"its content is {start['content']}" if start["content"] else "it has no content of a state machine"
         emit_text(f"the log starts with the snapshot of index {start['index']}, term {start['term']}: {content}")
+    _show_found(found)
+
+
+def _show_found(found: list[dict[str, Any]]) -> None:
     columns = ("id", "index", "term", "members", "size", "sha256", "verified")
     if found:
         emit_table(columns, [tuple(_cell(snapshot, column) for column in columns) for snapshot in found])

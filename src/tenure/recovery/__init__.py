@@ -4,8 +4,9 @@
 turns the verdict into commands. Nothing here may change anything that it looks at.
 """
 
+from tenure.endpoints import Endpoint
 from tenure.recovery.advice import Step, advise
 from tenure.recovery.surveying import Survey, survey
-from tenure.recovery.targets import Endpoint, Targets, find_targets
+from tenure.recovery.targets import Targets, find_targets
 
 __all__ = ["Endpoint", "Step", "Survey", "Targets", "advise", "find_targets", "survey"]

@@ -17,7 +17,7 @@ import httpx2
 import msgspec
 
 from tenure.core.verdict import NodeView
-from tenure.recovery.targets import Endpoint
+from tenure.endpoints import Endpoint
 
 BODY_BYTES_MAX = 262_144
 MEMBERS_MAX = 64
