@@ -79,7 +79,7 @@ impl Engine {
     #[new]
     #[pyo3(signature = (*, raft_id, election_tick, heartbeat_tick, voters, learners, term, vote, commit, batches,
                         applied = 0, snapshot = None, max_size_per_message = 1 << 20, max_inflight_messages = 256,
-                        max_uncommitted_size = 64 << 20))]
+                        max_uncommitted_size = 64 << 20, tell_commits = true))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         raft_id: u64,
@@ -96,6 +96,7 @@ impl Engine {
         max_size_per_message: u64,
         max_inflight_messages: usize,
         max_uncommitted_size: u64,
+        tell_commits: bool,
     ) -> PyResult<Self> {
         if !(1..=codec::COMMAND_BYTES_MAX as u64).contains(&max_size_per_message) {
             let text = format!(
@@ -132,6 +133,7 @@ impl Engine {
             max_size_per_message,
             max_inflight_messages,
             max_uncommitted_size,
+            tell_commits,
         };
         let entries = batches.iter().map(|blob| codec::decode_batch(blob.as_bytes()));
         let node = caught(|| Node::new(raft_id, &limits, base, &durable, entries))
@@ -231,6 +233,13 @@ impl Engine {
     fn campaign(&self, py: Python<'_>) -> PyResult<()> {
         self.alter(py, |node| {
             node.campaign();
+            Ok(())
+        })
+    }
+
+    fn ping(&self, py: Python<'_>) -> PyResult<()> {
+        self.alter(py, |node| {
+            node.ping();
             Ok(())
         })
     }

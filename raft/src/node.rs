@@ -125,6 +125,10 @@ impl Node {
         });
     }
 
+    pub fn ping(&mut self) {
+        self.raw.ping();
+    }
+
     /// raft-rs forgets the votes when it becomes leader: they are counted as it goes.
     fn counting_votes<T>(&mut self, change: impl FnOnce(&mut RawNode<Image>) -> T) -> T {
         let before = self.raw.raft.state;

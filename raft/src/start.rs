@@ -46,6 +46,8 @@ pub struct Limits {
     pub max_size_per_message: u64,
     pub max_inflight_messages: usize,
     pub max_uncommitted_size: u64,
+    /// Whether a commit is told in a message of its own, or waits for the next entries or heartbeat.
+    pub tell_commits: bool,
 }
 
 impl From<Malformed> for Refused {
@@ -129,6 +131,7 @@ pub fn config(raft_id: u64, limits: &Limits, applied: u64) -> Config {
         pre_vote: true,
         read_only_option: ReadOnlyOption::Safe,
         priority: 0,
+        skip_bcast_commit: !limits.tell_commits,
         ..Config::default()
     }
 }

@@ -131,6 +131,7 @@ class VirtualCluster:
             vote=node.hard_state[1],
             commit=node.hard_state[2],
             batches=list(node.batches),
+            tell_commits=False,
         )
         node.core = MemberCore(
             SeededEngine(engine, cadence.election_tick, self.random),

@@ -59,6 +59,7 @@ class Engine:
         max_size_per_message: int = ...,
         max_inflight_messages: int = ...,
         max_uncommitted_size: int = ...,
+        tell_commits: bool = True,
     ) -> Engine:
         """A node that stands where its durable state stands.
 
@@ -80,6 +81,8 @@ class Engine:
             max_inflight_messages: Messages on their way to one peer.
             max_uncommitted_size: Bytes of commands that may wait for a quorum, at least ``max_size_per_message``;
                 beyond it proposals are dropped.
+            tell_commits: Tell every commit in a message of its own. Without it a commit travels with the next entries
+                or heartbeat (see ``ping``), unless a configuration change waits for it.
 
         Raises:
             ValueError: an argument or a stored batch is malformed, or they contradict one another.
@@ -166,6 +169,12 @@ class Engine:
 
     def campaign(self) -> None:
         """Ask for votes now, by pre-vote; ignored by a leader, by no voter, and while a change is unapplied."""
+
+    def ping(self) -> None:
+        """Send a heartbeat now: it tells the others what is committed, which otherwise goes with the next entries.
+
+        Ignored unless this node leads.
+        """
 
     def report_unreachable(self, peer: int) -> None:
         """Tell that the last messages to ``peer`` are lost; a snapshot on its way is reported on its own."""

@@ -17,6 +17,7 @@ timeout of ticks, which is enough to depose a leader that slept (P2).
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -87,6 +88,7 @@ class Consensus:
         #: Calls that only wait until the engine may be touched again.
         self._errands: list[Callable[[], None]] = []
         self._timeout_set_for: tuple[int, str, int] | None = None
+        self._commit_told = 0
         self._suspected = 0
         self._suspected_at: Reading | None = None
         self._ready: Ready | None = None
@@ -243,6 +245,15 @@ class Consensus:
             self._ticked_until = Reading(self._ticked_until.raw_ns + step, self._ticked_until.boottime_ns + step)
         self._space_elections()
         self.engine.tick(owed)
+        self._tell_commit()
+
+    def _tell_commit(self) -> None:
+        """A commit travels with the next entries; where none follow within a tick it is told by a heartbeat."""
+        engine = self.engine
+        commit = engine.commit
+        if commit != self._commit_told and engine.role == "leader" and engine.last_index == commit:
+            self._commit_told = commit
+            engine.ping()
 
     def _feed_requests(self) -> list[Effect]:
         leads = self.engine.role == "leader"
@@ -280,14 +291,12 @@ class Consensus:
 
     def _propose_for_user(self, *, leads: bool) -> Effect:
         """Hand the front of the user's queue to the engine as one proposal: the cost is paid per proposal."""
-        payloads: list[bytes] = []
-        tickets: list[object] = []
-        size = 0
-        while self._user and len(payloads) < PROPOSAL_COMMANDS_MAX and size < PROPOSAL_BYTES_MAX:
-            payload, ticket = self._user.popleft()
-            payloads.append(payload)
-            tickets.append(ticket)
-            size += len(payload)
+        waiting = self._user
+        sizes = itertools.accumulate(len(payload) for payload, _ in itertools.islice(waiting, PROPOSAL_COMMANDS_MAX))
+        count = 1 + sum(1 for _ in itertools.takewhile(PROPOSAL_BYTES_MAX.__gt__, sizes))
+        taken = [waiting.popleft() for _ in range(min(count, PROPOSAL_COMMANDS_MAX, len(waiting)))]
+        payloads = [payload for payload, _ in taken]
+        tickets = [ticket for _, ticket in taken]
         if leads:
             with contextlib.suppress(self._proposal_dropped):
                 return Proposed(self.engine.propose(payloads), self.engine.term, tickets)

@@ -55,12 +55,7 @@ from tenure.core.member import MemberCore, View
 from tenure.core.membership import MemberState
 from tenure.core.roles import Phase
 from tenure.core.roster import Roster
-from tenure.errors import (
-    EngineFailed,
-    InvariantViolated,
-    NodeClosed,
-    TenureError,
-)
+from tenure.errors import InvariantViolated, NodeClosed
 from tenure.fence import FenceStore
 from tenure.instants import NS_PER_SECOND
 from tenure.node.clocks import read_clocks
@@ -72,7 +67,7 @@ from tenure.node.links import Links
 from tenure.node.listener import Listener
 from tenure.node.opening import Stores, build_core
 from tenure.node.ports import Ports
-from tenure.node.thread import NodeThread
+from tenure.node.thread import NodeThread, as_failure
 from tenure.storage import StoredSnapshot
 from tenure.transport import load_certificates
 from tenure.types import State
@@ -105,6 +100,7 @@ class Driver(NodeThread):
         self._failing = threading.Lock()
         self._frames: list[tuple[int, bytes]] = []
         self._removed = False
+        self._last_standing: tuple[Phase, str, int, str | None] | None = None
         self._last_shown: tuple[State, int, str | None] = (State.FOLLOWER, 0, None)
         self.incarnation = secrets.randbits(63) | 1
         self.roster = Roster()
@@ -283,6 +279,7 @@ class Driver(NodeThread):
         if core is None or loop is None or self._error is not None:
             return
         loop.call_later(core.tick_ns / NS_PER_SECOND, self._tick)
+        self._last_standing = None  # A lease that lapses changes what is shown: each tick looks.
         self._feed(lambda running: running.tick(read_clocks()))
         if self._links is not None:
             self._links.tick()
@@ -382,13 +379,13 @@ class Driver(NodeThread):
         self.roster.applied(effect.membership)
         if self._links is not None and self._links.transport is not None:
             # The core is being stepped right now: what it is told of this waits until it is done.
-            _running_loop().call_soon(self._links.members_changed)
+            self.soon(self._links.members_changed)
         enrolment = self.roster.enrolment
         if core.removed and not self._removed and enrolment is not None:
             self._removed = True
             directory = _required(self._stores).directory
             self._disk.watched(lambda: directory.enrol(msgspec.structs.replace(enrolment, removed=True)))
-            _running_loop().call_later(REMOVED_SECONDS, self.fail, removal(self._config.node.name))
+            self.soon(partial(self.fail, removal(self._config.node.name)), delay_seconds=REMOVED_SECONDS)
 
     def _begin_fence(self, core: MemberCore, effect: ReadFence | RaiseFence) -> None:
         if self._fence is None:
@@ -420,27 +417,28 @@ class Driver(NodeThread):
             self.fail(error)
 
     def _publish(self, core: MemberCore) -> None:
-        self.published = core.view() if self._links is None else self._links.explain(core.view())
-        self._listener.published(self.published)
-        if self._leaving and self.published.phase is Phase.FOLLOWING:
+        view = self.published = core.view() if self._links is None else self._links.explain(core.view())
+        self._listener.published(view)
+        if self._leaving and view.phase is Phase.FOLLOWING:
             for future in self._leaving:
                 if not future.done():
                     future.set_result(None)
             self._leaving.clear()
-        state = self.published.shown_state(read_clocks())
-        shown = (state, self.published.term, self.published.reason)
+        standing = (view.phase, view.raft_role, view.term, view.reason)
+        if standing == self._last_standing:
+            return
+        self._last_standing = standing
+        state = view.shown_state(read_clocks())
+        shown = (state, view.term, view.reason)
         if shown != self._last_shown:
             self._last_shown = shown
-            self._listener.changed(state, self.published)
+            self._listener.changed(state, view)
 
     # -- the end ----------------------------------------------------------------------------------------------------
 
     def fail(self, error: BaseException) -> None:
         """R2: the node is unusable. Leadership ends, nothing more is sent, the owner is told to exit. Any thread."""
-        if not isinstance(error, TenureError | InvariantViolated | asyncio.CancelledError):
-            wrapped = EngineFailed(f"{type(error).__name__}: {error}")
-            wrapped.__cause__ = error
-            error = wrapped
+        error = as_failure(error)
         with self._failing:
             if self._error is not None:
                 return
@@ -469,10 +467,6 @@ class Driver(NodeThread):
             await self._disk.run(self._stores.close)
         self._disk.close()
         self._files.shutdown(wait=False)
-
-
-def _running_loop() -> asyncio.AbstractEventLoop:
-    return asyncio.get_running_loop()
 
 
 def _required(part: T | None) -> T:

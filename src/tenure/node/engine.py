@@ -110,6 +110,8 @@ def build_engine(record: ClusterRecord, raft_id: int, stored: StoredLog, setting
             batches=list(stored.batches),
             applied=kept.index if kept is not None else 0,
             snapshot=(kept.index, kept.term, kept.data) if kept is not None else None,
+            # A message for each commit, and its answer, would be half of all frames: the core tells it in time.
+            tell_commits=False,
         )
     except ValueError as error:
         raise LogCorrupt(

@@ -6,8 +6,8 @@ One event loop owns it. A fate is told once and never guessed: done, surely not 
 from __future__ import annotations
 
 import asyncio
-import heapq
 import time
+from collections import deque
 from typing import Any
 
 import msgspec
@@ -24,6 +24,7 @@ class Pending(msgspec.Struct):
     future: asyncio.Future[Any]
     term: int = 0
     index: int = 0
+    ended: bool = False
 
 
 class Requests:
@@ -34,8 +35,8 @@ class Requests:
         self._in_log: dict[int, Pending] = {}
         #: Changes that have entered a joint configuration and wait for its end.
         self._joint: list[Pending] = []
-        self._deadlines: list[tuple[float, int, Pending]] = []
-        self._deadline_number = 0
+        #: The calls of each timeout in the order of their deadlines.
+        self._deadlines: dict[int, deque[tuple[float, Pending]]] = {}
         self._sweeper: asyncio.TimerHandle | None = None
         self.waiting = 0
 
@@ -50,9 +51,10 @@ class Requests:
             raise InvariantViolated("a call was tracked before the node was opened")
         pending = Pending(self._loop.create_future())
         self.waiting += 1
-        pending.future.add_done_callback(self._count_down)
-        self._deadline_number += 1
-        heapq.heappush(self._deadlines, (time.monotonic() + timeout_ms / 1000, self._deadline_number, pending))
+        deadlines = self._deadlines.get(timeout_ms)
+        if deadlines is None:
+            deadlines = self._deadlines[timeout_ms] = deque()
+        deadlines.append((time.monotonic() + timeout_ms / 1000, pending))
         return pending
 
     def take(self, fate: Effect, *, not_leader: TenureError) -> None:
@@ -104,7 +106,11 @@ class Requests:
 
     def settle(self, ticket: object, *, result: Any = None, error: Exception | None = None) -> None:
         """End a call, if it has not ended before."""
-        if not isinstance(ticket, Pending) or ticket.future.done():
+        if not isinstance(ticket, Pending) or ticket.ended:
+            return
+        ticket.ended = True
+        self.waiting -= 1
+        if ticket.future.done():
             return
         if error is None:
             ticket.future.set_result(result)
@@ -116,8 +122,9 @@ class Requests:
         if self._sweeper is not None:
             self._sweeper.cancel()
         self._loop = None
-        for _, _, pending in self._deadlines:
-            self.settle(pending, error=error)
+        for deadlines in self._deadlines.values():
+            for _, pending in deadlines:
+                self.settle(pending, error=error)
         self._deadlines.clear()
         self._in_log.clear()
         self._joint.clear()
@@ -143,19 +150,19 @@ class Requests:
                 self.settle(pending)
             self._joint.clear()
 
-    def _count_down(self, _: object) -> None:
-        self.waiting -= 1
-
     def _sweep(self) -> None:
         """End what waited too long. A coarse clock: one timer for all calls instead of one for each."""
         now = time.monotonic()
-        while self._deadlines and (self._deadlines[0][0] <= now or self._deadlines[0][2].future.done()):
-            _, _, pending = heapq.heappop(self._deadlines)
-            if pending.future.done():
-                continue
-            if pending.index:
+        for timeout_ms, deadlines in list(self._deadlines.items()):
+            # One that its caller has cancelled ends as well: nobody waits for it.
+            while deadlines and (deadlines[0][0] <= now or deadlines[0][1].future.done()):
+                _, pending = deadlines.popleft()
+                if pending.ended:
+                    continue
                 self._in_log.pop(pending.index, None)
-            self.settle(pending, error=OutcomeUnknown("no answer within the timeout: it may or may not be applied"))
+                self.settle(pending, error=OutcomeUnknown("no answer in time: it may or may not be applied"))
+            if not deadlines:
+                del self._deadlines[timeout_ms]
         if self._loop is not None:
             self._sweeper = self._loop.call_later(_SWEEP_SECONDS, self._sweep)
 

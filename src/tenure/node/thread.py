@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
 
-from tenure.errors import NodeClosed, StorageError
+from tenure.errors import EngineFailed, InvariantViolated, NodeClosed, StorageError, TenureError
 
 T = TypeVar("T")
 logger = logging.getLogger("tenure.node")
@@ -91,6 +91,14 @@ class NodeThread:
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(work)
 
+    def soon(self, work: Callable[[], None], *, delay_seconds: float = 0.0) -> None:
+        """Called on the thread: run ``work`` there later, after what is being sent now has left at the least."""
+        loop = asyncio.get_running_loop()
+        if delay_seconds > 0:
+            loop.call_later(delay_seconds, work)
+        else:
+            loop.call_soon(work)
+
     def ask_thread(self, question: Callable[[], T]) -> Future[T]:
         """Answer ``question`` on the thread. Any thread; :class:`tenure.NodeClosed` if it has ended."""
         future: Future[T] = Future()
@@ -114,6 +122,15 @@ class NodeThread:
                 runner.run(self.main())
         except BaseException as error:  # noqa: BLE001 - the thread's last word: whatever it was must reach the owner.
             self.fail(error)
+
+
+def as_failure(error: BaseException) -> BaseException:
+    """The error that a failed node is told of by: an engine's panic, and whatever nobody thought of, get a name."""
+    if isinstance(error, TenureError | InvariantViolated | asyncio.CancelledError):
+        return error
+    named = EngineFailed(f"{type(error).__name__}: {error}")
+    named.__cause__ = error
+    return named
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
