@@ -21,7 +21,7 @@ from typing import Literal
 import msgspec
 
 from tenure.config import Config
-from tenure.core.commands import BARRIER, USER, MembersChange, Recover, encode, encode_members
+from tenure.core.commands import MembersChange, Recover, encode, encode_members, is_of_user
 from tenure.core.fsm import Enrolment, Membership, apply_entry, apply_members, initial_state
 from tenure.errors import InvariantViolated, LogCorrupt, MembershipRefused
 from tenure.node.engine import batch_of, build_engine, conf_change_in, conf_change_of, entries_of, restored_at
@@ -91,7 +91,7 @@ def recover_cluster(config: Config, *, all_others_are_dead: str, ports: Ports | 
     """
     _require_member(Path(config.node.data_dir))
     with contextlib.closing(Stores.open(config, Ports() if ports is None else ports, secrets.randbits(63))) as stores:
-        return _recover(stores, all_others_are_dead)
+        return recover_stores(stores, all_others_are_dead)
 
 
 def recover_data_dir(folder: Path, *, all_others_are_dead: str) -> Recovered:
@@ -99,7 +99,7 @@ def recover_data_dir(folder: Path, *, all_others_are_dead: str) -> Recovered:
     node_name, cluster_name = _require_member(folder)
     directory = DataDirectory.open(folder, node_name=node_name, cluster_name=cluster_name)
     with contextlib.closing(Stores(directory, directory.store, directory.snapshots)) as stores:
-        return _recover(stores, all_others_are_dead)
+        return recover_stores(stores, all_others_are_dead)
 
 
 def survivor_in(folder: Path) -> Survivor:
@@ -120,7 +120,8 @@ def _require_member(folder: Path) -> tuple[str, str]:
         return directory.node_name, directory.cluster_name
 
 
-def _recover(stores: Stores, word: str) -> Recovered:
+def recover_stores(stores: Stores, word: str) -> Recovered:
+    """As :func:`recover_cluster`, on stores that are open."""
     found = _Replayed.of(stores)
     before = found.survivor()
     if word != before.cluster_id:
@@ -242,7 +243,7 @@ class _Replayed:
             self.engine.apply_conf_change(data)
             steps, context = conf_change_in(data)
             self.state = apply_members(self.state, context, joint=len(steps) > 1, index=index)
-        elif data[:1] not in (bytes([USER]), bytes([BARRIER])):
+        elif not is_of_user(data):
             self.state = apply_entry(self.state, data, index=index)
 
 
