@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import io
-import json
 import shutil
 from pathlib import Path
 
@@ -12,11 +10,9 @@ import psycopg
 import pytest
 
 import tenure
-from support.member_cluster import BOUND_SECONDS, Cluster
+from support.member_cluster import Cluster
 from support.member_cluster import running as members_running
 from support.replicas import Replicas, running
-from tenure.cli import main
-from tenure.cli.output import ExitCode
 from tenure.fence import fenced_transaction, install, show
 from tenure.node.recover_cluster import recover_data_dir, survivor_in
 from tenure.raft import Survivor
@@ -24,7 +20,6 @@ from tenure.types import GENERATION_SHIFT
 
 #: Several elections of the side that must not lead.
 QUIET_SECONDS = 4.0
-WORD = "--the-others-are-dead-for-good"
 
 
 async def stop_all(replicas: Replicas) -> None:
