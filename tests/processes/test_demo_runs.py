@@ -330,3 +330,25 @@ def test_demo_ends_5_when_the_database_tells_of_harm(start, folder) -> None:
     code, out = demo.end(30)
     assert code == 5
     assert json.loads(out)["lost"] == 1
+
+
+def test_operators_commands_find_a_running_demo_and_its_token_by_themselves(start: Callable[..., Demo], folder: Path):
+    """Nothing is named: neither a URL nor the token."""
+    demo = start("--rate", "20")
+    leader = demo.node_that_leads()["name"]
+
+    def tenure(*words: str) -> dict[str, Any]:
+        environment = {**os.environ, "XDG_RUNTIME_DIR": str(folder)}
+        ended = subprocess.run(
+            [TENURE, *words, "-o", "json"], capture_output=True, text=True, env=environment, check=False, timeout=60
+        )
+        assert ended.returncode == 0, ended.stderr
+        return dict(json.loads(ended.stdout))
+
+    members = tenure("member", "list")["members"]
+    assert [member["role"] for member in members] == ["voter"] * 3
+    follower = next(member["name"] for member in members if member["name"] != leader)
+    assert tenure("member", "demote", follower)["member"]["role"] == "learner"
+    assert tenure("settings", "show")["lease_duration_ms"] == 1000
+    demo.process.send_signal(signal.SIGINT)
+    assert demo.end()[0] == 0
