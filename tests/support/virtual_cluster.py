@@ -209,7 +209,7 @@ class VirtualCluster:
         node.paused = False
         waiting, node.inbox_while_paused = node.inbox_while_paused, []
         for sender, payload in waiting:
-            self.run(node, self.core(raft_id).receive(sender, payload, self.reading(node)))
+            self.hand_over(sender, raft_id, payload)
 
     # -- effects ----------------------------------------------------------------------------------------------------
 

@@ -84,7 +84,7 @@ class Consensus:
         self._proposals: list[bytes] = []
         self._reads: list[bytes] = []
         self._user: deque[tuple[bytes, object]] = deque()
-        self._changes: list[tuple[list[tuple[str, int]], bytes, object]] = []
+        self._changes: list[tuple[Callable[[], tuple[list[tuple[str, int]], bytes]], object]] = []
         #: Calls that only wait until the engine may be touched again.
         self._errands: list[Callable[[], None]] = []
         self._timeout_set_for: tuple[int, str, int] | None = None
@@ -115,9 +115,12 @@ class Consensus:
         """Queue the user's commands, each with the ticket under which its fate is told."""
         self._user.extend(commands)
 
-    def propose_members(self, changes: list[tuple[str, int]], context: bytes, ticket: object) -> None:
-        """Queue one change of the configuration; answered by Proposed, Rejected or Declined."""
-        self._changes.append((changes, context, ticket))
+    def propose_members(self, plan: Callable[[], tuple[list[tuple[str, int]], bytes]], ticket: object) -> None:
+        """Queue one change of the configuration; answered by Proposed, Rejected or Declined.
+
+        ``plan`` gives it, with its context, when the engine takes it: another change may be applied until then (R7).
+        """
+        self._changes.append((plan, ticket))
 
     def vouch_for(self, ids: list[int]) -> None:
         """Let frames of these members in, although the applied configuration does not name them yet."""
@@ -272,20 +275,23 @@ class Consensus:
         effects: list[Effect] = []
         while self._user:
             effects.append(self._propose_for_user(leads=leads))
-        for changes, context, ticket in self._changes:
-            effects.append(self._propose_members(changes, context, ticket, leads=leads))
+        for plan, ticket in self._changes:
+            effects.append(self._propose_members(plan, ticket, leads=leads))
         self._changes = []
         return effects
 
     def _propose_members(
-        self, changes: list[tuple[str, int]], context: bytes, ticket: object, *, leads: bool
+        self, plan: Callable[[], tuple[list[tuple[str, int]], bytes]], ticket: object, *, leads: bool
     ) -> Effect:
         if not leads:
             return Rejected([ticket])
         try:
+            changes, context = plan()
             return Proposed(self.engine.propose_conf_change(changes, context), self.engine.term, [ticket])
         except self._proposal_dropped as error:
             return Declined(ticket, ProposalDropped(str(error)))
+        except MembershipRefused as error:
+            return Declined(ticket, error)
         except ValueError as error:
             return Declined(ticket, MembershipRefused(f"the members cannot be changed so: {error}"))
 

@@ -228,13 +228,7 @@ class MemberCore:
 
     def change_members(self, changes: Sequence[Change], ticket: object, now: Reading) -> list[Effect]:
         """Propose a change of the members; answered by Proposed, Rejected or Declined, later by MembersChanged."""
-        if self._engine.role != "leader":
-            return [Rejected([ticket])]
-        try:
-            steps, context = plan(changes, self.state, self._standing())
-        except MembershipRefused as error:
-            return [Declined(ticket, error)]
-        self.consensus.propose_members(steps, context, ticket)
+        self.consensus.propose_members(lambda: plan(changes, self.state, self._standing()), ticket)
         return self._collect(now)
 
     def vouch_for(self, ids: list[int], now: Reading) -> list[Effect]:
