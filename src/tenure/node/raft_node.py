@@ -307,6 +307,7 @@ class RaftNode(Administration):
             case TakeSnapshot(taken):
                 self._snapshot(taken)
             case RestoreSnapshot(restored):
+                self._requests.take(effect, not_leader=self._not_leader())
                 if self._loop is not None:
                     self._restoring = self._loop.create_task(self._restore(restored))
             case _:

@@ -12,7 +12,17 @@ from typing import Any
 
 import msgspec
 
-from tenure.core.effects import Apply, Declined, Effect, MembersChanged, Proposed, Proved, Rejected, SettingsChanged
+from tenure.core.effects import (
+    Apply,
+    Declined,
+    Effect,
+    MembersChanged,
+    Proposed,
+    Proved,
+    Rejected,
+    RestoreSnapshot,
+    SettingsChanged,
+)
 from tenure.errors import InvariantViolated, OutcomeUnknown, ProposalDropped, TenureError
 
 _SWEEP_SECONDS = 0.05
@@ -78,6 +88,8 @@ class Requests:
                 for index, term, _ in entries:
                     self.applied(index, term, None)
                 self.overtaken_through(through)
+            case RestoreSnapshot(restored):
+                self._unknown_through(restored.index)
             case _:
                 pass
 
@@ -99,6 +111,12 @@ class Requests:
             if first > index:
                 return
             self.settle(in_log.pop(first), error=_overtaken())
+
+    def _unknown_through(self, index: int) -> None:
+        """A leader's snapshot stands for everything up to ``index``: whose entries stood there nobody can tell here."""
+        for place in [place for place in self._in_log if place <= index]:
+            error = OutcomeUnknown("a snapshot took the place of the log there: it may or may not be applied")
+            self.settle(self._in_log.pop(place), error=error)
 
     def is_idle(self) -> bool:
         """Whether nobody waits."""
