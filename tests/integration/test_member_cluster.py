@@ -209,7 +209,7 @@ async def test_R2_storage_error_ends_the_node_and_its_leadership(
 
 
 @pytest.mark.asyncio
-async def test_R2_disk_that_hangs_ends_the_leadership_within_the_lease_and_then_the_node(
+async def test_R2_R13_disk_that_hangs_ends_the_leadership_within_the_lease_and_then_the_node(
     tmp_path: Path, fenced_database: str, monkeypatch: pytest.MonkeyPatch
 ):
     """An fsync that never returns: the lease lapses by itself, another member leads, the owner is told to exit."""
