@@ -19,6 +19,8 @@ FORMAT = 1
 USER = 2
 #: The one byte of a barrier: an entry that only marks a place in the log.
 BARRIER = 3
+#: First byte of an entry that carries a part of a state that a user brings to all members.
+RESTORE = 4
 
 
 class MemberRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -112,11 +114,25 @@ class MembersChange(msgspec.Struct, frozen=True, array_like=True):
     removed: tuple[int, ...] = ()
 
 
+class RestorePart(msgspec.Struct, frozen=True, array_like=True):
+    """Part ``number`` (from 0) of a state that takes the place of the user's own with its ``last`` part.
+
+    With ``given_up`` it is none: what came of that restore before is to be forgotten.
+    """
+
+    restore_id: bytes
+    number: int
+    data: bytes
+    last: bool = False
+    given_up: bool = False
+
+
 Command = Acquire | Settled | Release | ChangeSettings | Recover
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)
 _members_decoder = msgspec.msgpack.Decoder(MembersChange)
+_part_decoder = msgspec.msgpack.Decoder(RestorePart)
 
 
 def encode(command: Command) -> bytes:
@@ -127,6 +143,27 @@ def encode(command: Command) -> bytes:
 def encode_members(change: MembersChange) -> bytes:
     """The context of a configuration change."""
     return bytes([FORMAT]) + _encoder.encode(change)
+
+
+def encode_part(part: RestorePart) -> bytes:
+    """The bytes of one log entry."""
+    return bytes([RESTORE, FORMAT]) + _encoder.encode(part)
+
+
+def is_of_user(data: bytes) -> bool:
+    """Whether an entry is for the user's state machine, and none of the cluster's own."""
+    return bool(data) and data[0] in (USER, BARRIER, RESTORE)
+
+
+def user_payload(data: bytes, *, index: int) -> bytes | RestorePart | None:
+    """What an entry that :func:`is_of_user` has for the user's state machine; None for a barrier.
+
+    Raises:
+        LogCorrupt: it is a part of a restore, and malformed or of a newer version.
+    """
+    if data[0] == RESTORE:
+        return _read(_part_decoder, data[1:], index)
+    return data[1:] if data[0] == USER else None
 
 
 def decode(data: bytes, *, index: int) -> Command:

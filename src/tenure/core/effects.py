@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tenure.core.commands import Settings
+from tenure.core.commands import RestorePart, Settings
 from tenure.core.fsm import ClusterState, Membership
 from tenure.core.manifest import Manifest
 from tenure.errors import TenureError
@@ -107,13 +107,13 @@ class Declined:
 
 @dataclass(frozen=True, slots=True)
 class Apply:
-    """Committed entries for the user's state machine, in order: index, term, bytes (None for a barrier).
+    """Committed entries for the user's state machine, in order: index, term, and what they bring (a barrier: None).
 
     Whatever stood up to ``through`` in the log is applied now: a ticket at or below it that is not among the entries
     was overtaken by another leader's entry.
     """
 
-    entries: list[tuple[int, int, bytes | None]]
+    entries: list[tuple[int, int, bytes | RestorePart | None]]
     through: int
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 import msgspec
 
 from tenure.core import commands, manifest
-from tenure.core.commands import Settings
+from tenure.core.commands import RestorePart, Settings
 from tenure.core.consensus import Cadence, Consensus
 from tenure.core.effects import (
     Apply,
@@ -24,7 +24,6 @@ from tenure.core.effects import (
     Proved,
     Rejected,
     RestoreSnapshot,
-    Send,
     SettingsChanged,
     StateChanged,
     TakeSnapshot,
@@ -129,7 +128,7 @@ class MemberCore:
         self._incarnation = incarnation
         self._nonce = nonce
         self._removed = False
-        self._user_entries: list[tuple[int, int, bytes | None]] = []
+        self._user_entries: list[tuple[int, int, bytes | RestorePart | None]] = []
         self._proofs: dict[bytes, object] = {}
         self._proofs_asked = 0
         self._term_seen = engine.term
@@ -257,7 +256,7 @@ class MemberCore:
         """The manifest stands durably for the log up to its index."""
         if taken.index > self.snapshot_index:
             self.snapshot_index = taken.index
-            keep = self.snapshots.limits.keep_entries
+            keep = self.snapshots.kept_behind(taken.index)
             self.consensus.compact(taken.index, manifest.encode(taken), keep=keep)
             self.snapshots.end(size_bytes=0 if taken.content is None else taken.content.size)
         # A snapshot of the leader may have come in between: then the log is compacted further than was asked.
@@ -401,9 +400,11 @@ class MemberCore:
         ]
 
     def _apply(self, index: int, term: int, data: bytes, now: Reading) -> None:
-        if data and data[0] in (commands.USER, commands.BARRIER):
-            payload = data[1:] if data[0] == commands.USER else None
+        if commands.is_of_user(data):
+            payload = commands.user_payload(data, index=index)
             self._user_entries.append((index, term, payload))
+            if isinstance(payload, RestorePart):
+                self.snapshots.part_applied(index)
             if self.state.released:
                 self.state = msgspec.structs.replace(self.state, released=False)
             return
@@ -487,8 +488,3 @@ class MemberCore:
             self._engine.transfer_leader(wanted[0] if wanted else -max(candidates)[1])
         else:
             self._engine.become_follower(0)
-
-
-def sends(effects: list[Effect]) -> list[Send]:
-    """The Send effects of a list, in order."""
-    return [effect for effect in effects if isinstance(effect, Send)]

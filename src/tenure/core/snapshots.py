@@ -30,6 +30,7 @@ class SnapshotSchedule:
         self._bytes = 0
         self._last_size = 0
         self._asked = False
+        self._part_index = 0
         #: The entries and bytes that the snapshot under way covers; None if there is none.
         self._covered: tuple[int, int] | None = None
 
@@ -37,6 +38,17 @@ class SnapshotSchedule:
         """One more entry of that size is applied."""
         self._entries += 1
         self._bytes += size_bytes + ENTRY_OVERHEAD_BYTES
+
+    def part_applied(self, index: int) -> None:
+        """At ``index`` stands a part of a state that a user brought."""
+        self._part_index = index
+
+    def kept_behind(self, index: int) -> int:
+        """How many entries up to ``index`` stay for members that lag a little.
+
+        None of a restore: its parts would fill the memory for long, and a snapshot is as short as they are.
+        """
+        return min(self.limits.keep_entries, max(0, index - self._part_index))
 
     def ask(self) -> None:
         """The next chance is taken, however little was applied."""
