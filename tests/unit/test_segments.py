@@ -14,7 +14,7 @@ from typing import NoReturn
 import pytest
 
 from tenure import LogCorrupt, StorageError, StorageFull, SyncFailed
-from tenure.storage import SegmentLogStore, StoredLog, StoredSnapshot
+from tenure.storage import DataDirectory, SegmentLogStore, StoredLog, StoredSnapshot
 from tenure.storage import segments as segments_module
 from tenure.storage.segment_records import MARK, SECTOR
 
@@ -232,3 +232,68 @@ def test_store_fails_as_unsynced_when_a_write_is_short(tmp_path: Path, monkeypat
     with pytest.raises(SyncFailed, match="bytes were written"):
         store.save(first=1, last=1, entries=b"one", hard_state=None)
     store.close()
+
+
+# -- in the data directory --------------------------------------------------------------------------------------------
+
+
+def directory_at(folder: Path) -> DataDirectory:
+    return DataDirectory.open(folder, node_name="a", cluster_name="payments")
+
+
+def test_directory_keeps_its_log_in_segments_when_it_is_new(tmp_path: Path):
+    directory = directory_at(tmp_path)
+    directory.log.save(first=1, last=1, entries=b"one", hard_state=(1, 1, 0))
+    directory.close()
+    directory = directory_at(tmp_path)
+    assert isinstance(directory.log, SegmentLogStore)
+    assert directory.log.load().batches == (b"one",)
+    assert not directory.store.holds_log
+    directory.close()
+
+
+def test_directory_keeps_its_log_in_the_database_when_an_earlier_version_began_it_there(tmp_path: Path):
+    directory = directory_at(tmp_path)
+    directory.store.save(first=1, last=1, entries=b"one", hard_state=(1, 1, 0))
+    directory.close()
+    directory = directory_at(tmp_path)
+    assert directory.log is directory.store
+    assert directory.log_path == tmp_path / "raft.sqlite3"
+    assert not (tmp_path / "log").exists()
+    directory.close()
+
+
+def test_R7_log_that_is_gone_is_damage_and_not_a_new_one(tmp_path: Path):
+    """With an empty log under its old name a member would vote again in terms in which it has voted."""
+    directory = directory_at(tmp_path)
+    directory.log.save(first=1, last=1, entries=b"one", hard_state=(1, 1, 0))
+    directory.close()
+    shutil.rmtree(tmp_path / "log")
+    directory = directory_at(tmp_path)
+    for _ in range(2):
+        with pytest.raises(LogCorrupt, match="is missing"):
+            assert directory.log
+    directory.close()
+
+
+def test_directory_that_is_inspected_shows_its_log_and_stays_as_it_is(tmp_path: Path):
+    directory = directory_at(tmp_path)
+    directory.log.save(first=1, last=1, entries=b"one", hard_state=(1, 1, 0))
+    directory.close()
+    before = image_of(tmp_path / "log")
+    with DataDirectory.inspect(tmp_path) as inspected:
+        assert inspected.log.load().batches == (b"one",)
+        assert inspected.log_path == tmp_path / "log"
+        inspected.log.save(first=2, last=2, entries=b"two", hard_state=None)
+    assert image_of(tmp_path / "log") == before
+
+
+def test_damage_is_named_by_the_path_of_the_original_when_a_copy_is_inspected(tmp_path: Path):
+    directory = directory_at(tmp_path)
+    directory.log.save(first=1, last=1, entries=b"marker" * 20, hard_state=(1, 1, 0))
+    directory.close()
+    path = next((tmp_path / "log").iterdir())
+    path.write_bytes(path.read_bytes().replace(b"marker", b"barker", 1))
+    with DataDirectory.inspect(tmp_path) as inspected, pytest.raises(LogCorrupt) as caught:
+        assert inspected.log
+    assert caught.value.path == str(path)

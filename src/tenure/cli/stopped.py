@@ -96,8 +96,8 @@ def read_log(directory: DataDirectory) -> Log:
     """
     from tenure.node.engine import entries_of, restored_at
 
-    stored = directory.store.load()
-    path = str(directory.store.path)
+    stored = directory.log.load()
+    path = str(directory.log_path)
     base = stored.snapshot.index if stored.snapshot is not None else 0
     entries: list[Entry] = []
     for batch in stored.batches:

@@ -38,7 +38,7 @@ class Stores:
         folder = Path(config.node.data_dir)
         directory = DataDirectory.open(folder, node_name=config.node.name, cluster_name=config.cluster.name)
         try:
-            log = directory.store if ports.log_store is None else ports.log_store(folder)
+            log = directory.log if ports.log_store is None else ports.log_store(folder)
             snapshots = directory.snapshots if ports.snapshot_store is None else ports.snapshot_store(folder)
             openings = directory.note_opening(incarnation)
         except BaseException:

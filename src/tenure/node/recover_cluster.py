@@ -98,7 +98,7 @@ def recover_data_dir(folder: Path, *, all_others_are_dead: str) -> Recovered:
     """As :func:`recover_cluster`, for a directory with our own stores and without its configuration."""
     node_name, cluster_name = _require_member(folder)
     directory = DataDirectory.open(folder, node_name=node_name, cluster_name=cluster_name)
-    with contextlib.closing(Stores(directory, directory.store, directory.snapshots)) as stores:
+    with contextlib.closing(Stores(directory, directory.log, directory.snapshots)) as stores:
         return recover_stores(stores, all_others_are_dead)
 
 
@@ -110,7 +110,7 @@ def survivor_in(folder: Path) -> Survivor:
         DirectoryInUse, LogCorrupt, StorageError: as for :func:`recover_cluster`.
     """
     with DataDirectory.inspect(folder) as directory:
-        return _Replayed.of(Stores(directory, directory.store, directory.snapshots)).survivor()
+        return _Replayed.of(Stores(directory, directory.log, directory.snapshots)).survivor()
 
 
 def _require_member(folder: Path) -> tuple[str, str]:

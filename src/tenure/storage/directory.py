@@ -18,11 +18,13 @@ import msgspec
 from tenure.core.commands import Settings
 from tenure.core.fsm import ClusterRecord, Enrolment
 from tenure.errors import DirectoryInUse, StorageError, WrongCluster
+from tenure.storage.log_store import LogStore
+from tenure.storage.segments import SegmentLogStore
 from tenure.storage.snapshot_files import FileSnapshotStore
 from tenure.storage.sqlite import SqliteLogStore
 
 #: What lies in a data directory.
-LOCK, DATABASE, SNAPSHOTS = "lock", "raft.sqlite3", "snapshots"
+LOCK, DATABASE, LOG, SNAPSHOTS = "lock", "raft.sqlite3", "log", "snapshots"
 #: So many openings are told to others; what they saw before that, they judge by the count alone.
 OPENINGS_KEPT = 64
 
@@ -36,15 +38,25 @@ class _Identity(msgspec.Struct, frozen=True):
 
 
 class DataDirectory:
-    """An open, locked data directory. Close it to release the lock. Called from one thread only, as its store."""
+    """An open, locked data directory. Close it to release the lock. Called from one thread only, as its stores."""
 
     def __init__(
-        self, lock: IO[str], store: SqliteLogStore, snapshots: FileSnapshotStore, identity: _Identity, starts: int
+        self,
+        lock: IO[str],
+        store: SqliteLogStore,
+        snapshots: FileSnapshotStore,
+        identity: _Identity,
+        starts: int,
+        *,
+        segments: Path,
     ) -> None:
         self._lock = lock
+        #: What is kept beside the log; in a directory of an earlier version, the log as well.
         self.store = store
         self.snapshots = snapshots
         self.path = store.path.parent
+        self._segments = segments
+        self._log: LogStore | None = None
         self.directory_id = identity.directory_id
         self.node_name = identity.node_name
         self.cluster_name = identity.cluster_name
@@ -86,7 +98,7 @@ class DataDirectory:
                 store.close()
             lock.close()
             raise
-        return cls(lock, store, snapshots, identity, starts)
+        return cls(lock, store, snapshots, identity, starts, segments=folder / LOG)
 
     @classmethod
     @contextlib.contextmanager
@@ -111,6 +123,8 @@ class DataDirectory:
                     for name in (DATABASE, f"{DATABASE}-wal"):
                         if name == DATABASE or (folder / name).exists():
                             shutil.copyfile(folder / name, copy / name)
+                    if (folder / LOG).exists():
+                        shutil.copytree(folder / LOG, copy / LOG)
             except FileNotFoundError as error:
                 raise StorageError(
                     f"{folder} is not the data directory of a node: it has no {error.filename}"
@@ -123,9 +137,35 @@ class DataDirectory:
                 if identity is None:
                     raise StorageError(f"{folder} is not the data directory of a node: no node has finished opening it")
                 snapshots = FileSnapshotStore(folder / SNAPSHOTS, read_only=True)
-                yield cls(io.StringIO(), store, snapshots, identity, _starts(store))
+                directory = cls(io.StringIO(), store, snapshots, identity, _starts(store), segments=copy / LOG)
+                with contextlib.closing(directory):
+                    yield directory
             finally:
                 store.close()
+
+    @property
+    def log(self) -> LogStore:
+        """The log, opened by the first call: segments, unless an earlier version has begun it in the database.
+
+        Raises:
+            LogCorrupt: it is damaged, or gone.
+            StorageError: it cannot be opened, or made.
+        """
+        if self._log is None:
+            marked = self.store.read_meta("log") is not None
+            if not marked and self.store.holds_log:
+                self._log = self.store
+            else:
+                self._log = SegmentLogStore(self._segments, known_as=self.path / LOG, must_exist=marked)
+                if not marked:
+                    # From now on a log that is not there was lost, and is not a new one.
+                    self.store.write_meta("log", b"segments")
+        return self._log
+
+    @property
+    def log_path(self) -> Path:
+        """Where the log is, for errors that name it."""
+        return self.store.path if self.log is self.store else self.path / LOG
 
     @property
     def enrolment(self) -> Enrolment | None:
@@ -197,7 +237,9 @@ class DataDirectory:
             self.store.write_meta("peers_seen", msgspec.json.encode(seen))
 
     def close(self) -> None:
-        """Close the store and release the lock."""
+        """Close the stores and release the lock."""
+        if self._log is not None and self._log is not self.store:
+            self._log.close()
         self.store.close()
         self._lock.close()
 

@@ -89,10 +89,21 @@ class _Replay:
 class SegmentLogStore:
     """See :class:`tenure.storage.LogStore`. It may be used from any one thread at a time."""
 
-    def __init__(self, folder: Path, *, segment_bytes: int = SEGMENT_BYTES, known_as: Path | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        segment_bytes: int = SEGMENT_BYTES,
+        known_as: Path | None = None,
+        must_exist: bool = False,
+    ) -> None:
         """Open the segments in ``folder``, made if absent, and cut off a record that a crash left unfinished.
 
-        ``known_as`` is the path that errors name instead, where ``folder`` is a copy.
+        Args:
+            folder: Theirs alone.
+            segment_bytes: How long a new segment is, unless one record needs more.
+            known_as: The path that errors name instead, where ``folder`` is a copy.
+            must_exist: No segment at all is damage, and not a new store.
 
         Raises:
             LogCorrupt: a record is damaged or missing; it is named.
@@ -109,6 +120,8 @@ class SegmentLogStore:
         self._segment = self._offset = self._size = 0
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if must_exist and not self._numbers():
+                raise self._corrupt(1, "it is missing, and so are all that followed it", None)
             self._open()
         except OSError as error:
             self.close()

@@ -82,6 +82,11 @@ class SqliteLogStore:
             self._connection.close()
             raise
 
+    @property
+    def holds_log(self) -> bool:
+        """Whether anything was ever saved in it."""
+        return self._newest > 0 or self._snapshot_index > 0 or self._hard_state != (0, 0, 0)
+
     def load(self) -> StoredLog:
         """See :meth:`LogStore.load`."""
         with self._explained(reading=True):
