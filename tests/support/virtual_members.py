@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import msgspec
 import tenure_raft
@@ -26,6 +27,7 @@ from tenure.core.effects import (
     MembersChanged,
     Persist,
     RestoreSnapshot,
+    Send,
     SettingsChanged,
     TakeSnapshot,
 )
@@ -203,15 +205,7 @@ class ReplicatingCluster(VirtualCluster):
     def _send(self, sender: int, to: int, payload: bytes) -> None:
         if to not in self.replicas or to in self.gone:
             return
-        if not envelopes.is_envelope(payload) and tenure_raft.snapshot_in(payload) is not None:
-            core = self.core(sender)
-            self.after(SNAPSHOT_SILENCE_MS, lambda: self._snapshot_silent(sender, core, to))
         super()._send(sender, to, payload)
-
-    def _snapshot_silent(self, sender: int, core: MemberCore, to: int) -> None:
-        node = self.nodes.get(sender)
-        if node is not None and node.core is core and not node.paused:
-            self.run(node, core.snapshot_lost(to, self.reading(node)))
 
     def hand_over(self, sender: int, to: int, payload: bytes) -> None:
         node, replica = self.nodes.get(to), self.replicas.get(to)
@@ -269,6 +263,11 @@ class ReplicatingCluster(VirtualCluster):
     def run(self, node: Node, effects: list[Effect]) -> None:
         for effect in effects:
             match effect:
+                case Send(peer, payload) if tenure_raft.snapshot_in(payload) is not None:
+                    # Nobody says that a snapshot has arrived: it is lost once its receiver has been silent for long.
+                    core = self.core(node.raft_id)
+                    lost = partial(core.snapshot_lost, peer)
+                    self._later(node, core, SNAPSHOT_SILENCE_MS, lambda told=lost: told(self.reading(node)))
                 case Apply():
                     self._apply(node, effect)
                 case TakeSnapshot(taken):
@@ -318,6 +317,8 @@ class ReplicatingCluster(VirtualCluster):
         """What the driver does: durable first, then the engine and the older contents go."""
         replica = self.replicas[node.raft_id]
         assert replica.log is not None
+        if taken.index <= core.snapshot_index:
+            return core.compacted(taken, self.reading(node))
         replica.log.compact(StoredSnapshot(taken.index, taken.term, manifest.encode(taken)))
         kept = sorted(replica.contents, key=lambda name: [int(part) for part in name.split("-")])[-2:]
         if taken.content is not None:
@@ -370,6 +371,24 @@ class ReplicatingCluster(VirtualCluster):
     # -- what is asked ----------------------------------------------------------------------------------------------
 
     def agree(self) -> bool:
-        """Whether every member has applied the same, and everything that any member has applied."""
+        """Whether every member has applied the same, and everything that any member has applied.
+
+        Who was removed while it was away is no member, and may never learn of it.
+        """
         everything = [entry for _, entry in sorted(self.committed.items())]
-        return all(self.replicas[i].seen == everything and node.running for i, node in self.nodes.items())
+        newest = max((core.membership() for node in self._awake() if (core := node.core)), key=lambda m: m.index)
+        ids = [record.raft_id for record in newest.members]
+        return all(i in self.replicas and self.replicas[i].seen == everything for i in ids)
+
+    def standings(self) -> list[str]:
+        """Of each node: what its roster names, how far its state machine is, and how often it was restored."""
+        lines = []
+        for raft_id, node in self.nodes.items():
+            replica, core = self.replicas[raft_id], node.core
+            membership = replica.roster.membership()
+            assert membership is not None
+            known = f"{membership.index}: {[record.raft_id for record in membership.members]}"
+            engine = core.consensus.engine if core is not None else None
+            voters = f"{engine.voters} {engine.learners} joint={engine.joint} {engine.role}" if engine else "down"
+            lines.append(f"{raft_id}: knows {known}, votes {voters}, at {replica.through}, restored {replica.restored}")
+        return lines

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from support.virtual_cluster import Node
 from support.virtual_members import ReplicatingCluster
-from tenure.core.effects import Effect, MembersChanged, Proposed
+from tenure.core.effects import Compact, Declined, Effect, MembersChanged, Persist, Proposed, Proved, TakeSnapshot
+from tenure.core.snapshots import SnapshotLimits
 
 
 def _leading(cluster: ReplicatingCluster) -> Node:
@@ -43,3 +44,85 @@ def test_R7_no_raft_id_is_given_twice_when_a_change_is_asked_for_while_another_o
     assert any("second" in effect.tickets for effect in _told(cluster, leader, Proposed))  # type: ignore[attr-defined]
     names = {record.name: record.raft_id for record in core.state.members}
     assert (names["d"], names["e"]) == (4, 5)
+
+
+def _lagging(cluster: ReplicatingCluster) -> tuple[Node, Node]:
+    """A leader, and a follower that was cut off so long that it needs the leader's snapshot."""
+    leader = _leading(cluster)
+    late = next(node for node in cluster.nodes.values() if node is not leader)
+    cluster.advance(200)
+    cluster.isolate(late.raft_id)
+    for number in range(30):
+        _propose(cluster, leader, b"%d" % number)
+        cluster.advance(10)
+    cluster.advance(200)
+    assert cluster.core(leader.raft_id).snapshot_index > cluster.core(late.raft_id).applied_index
+    return leader, late
+
+
+def test_own_snapshot_is_let_go_when_the_leaders_is_becoming_durable():
+    """Its record is durable, the leader's snapshot is on its way to the disk: the engine must not go back."""
+    cluster = ReplicatingCluster(fenced=False)
+    cluster.limits = SnapshotLimits(entries=10, size_bytes=1 << 20, keep_entries=0)
+    for raft_id in list(cluster.nodes):
+        cluster.restart(raft_id)
+    _, late = _lagging(cluster)
+    core = cluster.core(late.raft_id)
+    cluster.compact_ms = lambda: 1 << 20
+    cluster.run(late, core.ask_snapshot(None, cluster.reading(late)))
+    cluster.advance(100)
+    (compact,) = [effect for effect in _told(cluster, late, Compact) if isinstance(effect, Compact)][-1:]
+    late.hold_persist = True
+    cluster.heal()
+    assert cluster.advance(5000, until=lambda: isinstance(late.pending_persist, Persist) and _brings(late))
+    cluster.run(late, cluster._compact(late, core, compact.manifest))
+    late.hold_persist = False
+    cluster.finish_persist(late)
+    assert cluster.advance(5000, until=cluster.agree), cluster.standings()
+    cluster.crash(late.raft_id)
+    cluster.restart(late.raft_id)
+    assert cluster.advance(5000, until=cluster.agree), cluster.standings()
+
+
+def _brings(node: Node) -> bool:
+    """Whether the save that waits brings a snapshot."""
+    return node.pending_persist is not None and node.pending_persist.snapshot is not None
+
+
+def test_snapshot_can_be_taken_again_at_once_when_it_failed():
+    """Nothing was applied in between: it is due all the same, and who asks is answered."""
+    cluster = ReplicatingCluster(fenced=False)
+    node = _leading(cluster)
+    _propose(cluster, node, b"x")
+    cluster.advance(100)
+    core = cluster.core(node.raft_id)
+    cluster.snapshot_fails = lambda: True
+    cluster.run(node, core.ask_snapshot("first", cluster.reading(node)))
+    cluster.advance(100)
+    assert [effect.ticket for effect in _told(cluster, node, Declined) if isinstance(effect, Declined)] == ["first"]
+    cluster.snapshot_fails = lambda: False
+    cluster.run(node, core.ask_snapshot("second", cluster.reading(node)))
+    cluster.advance(100)
+    assert [effect.ticket for effect in _told(cluster, node, Proved) if isinstance(effect, Proved)] == ["second"]
+
+
+def test_one_snapshot_is_under_way_when_the_leaders_overtook_the_one_before():
+    """The leader's snapshot came while the own was written: the next one begins at its end."""
+    cluster = ReplicatingCluster(fenced=False)
+    leader, late = _lagging(cluster)
+    core = cluster.core(late.raft_id)
+    cluster.snapshot_ms = lambda: 1000
+    cluster.run(late, core.ask_snapshot("first", cluster.reading(late)))
+    assert core.snapshots.under_way
+    cluster.heal()
+    assert cluster.advance(900, until=lambda: cluster.replicas[late.raft_id].restored == 1)
+    _propose(cluster, leader, b"more")
+    cluster.advance(100)
+    cluster.snapshot_ms = lambda: 3000
+    cluster.run(late, core.ask_snapshot("next", cluster.reading(late)))
+    assert len(_told(cluster, late, TakeSnapshot)) == 1
+    assert cluster.advance(1500, until=lambda: len(_told(cluster, late, TakeSnapshot)) == 2)
+    assert not _told(cluster, late, Declined)
+    cluster.advance(3500)
+    assert [effect.ticket for effect in _told(cluster, late, Proved) if isinstance(effect, Proved)] == ["first", "next"]
+    assert len(_told(cluster, late, TakeSnapshot)) == 2

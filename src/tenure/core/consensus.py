@@ -87,6 +87,8 @@ class Consensus:
         self._changes: list[tuple[Callable[[], tuple[list[tuple[str, int]], bytes]], object]] = []
         #: Calls that only wait until the engine may be touched again.
         self._errands: list[Callable[[], None]] = []
+        #: A durable snapshot that stands for the log up to its index, and how many entries stay all the same.
+        self._compaction: tuple[int, bytes, int] | None = None
         self._timeout_set_for: tuple[int, str, int] | None = None
         self._commit_told = 0
         self._suspected = 0
@@ -132,7 +134,7 @@ class Consensus:
 
     def compact(self, index: int, data: bytes, *, keep: int) -> None:
         """Let ``data``, which is durable, stand for the log up to ``index``; keep some entries for those that lag."""
-        self._errands.append(lambda: self.engine.compact(index, data, keep=keep))
+        self._compaction = (index, data, keep)
 
     def read_index(self, context: bytes) -> None:
         """Queue a proof of leadership. The caller read its clock before this call (R8)."""
@@ -163,6 +165,10 @@ class Consensus:
         for errand in self._errands:
             errand()
         self._errands = []
+        if self._compaction is not None:
+            index, data, keep = self._compaction
+            self.engine.compact(index, data, keep=keep)
+            self._compaction = None
         refuse_votes = self.refuses_votes(now)
         while self._inbox:
             sender, payload = self._inbox.popleft()
@@ -191,6 +197,9 @@ class Consensus:
             progress.effects += [Send(peer, payload) for peer, payload in ready.messages]
         progress.read_states = ready.read_states
         progress.snapshot = ready.snapshot
+        if ready.snapshot is not None:
+            # The leader's snapshot has taken the place of the log that was to be compacted.
+            self._compaction = None
         advanced = self.engine.advance(ready)
         progress.effects += [Send(peer, payload) for peer, payload in advanced.messages]
         progress.committed = advanced.committed

@@ -113,7 +113,6 @@ class MemberCore:
         #: The index up to which the log is compacted, and the term there.
         self.snapshot_index = 0 if restored is None else restored.index
         self._members_index = self.snapshot_index
-        self._snapshot_tickets: list[object] = []
         self._transfer_to: int | None = None
         self.holding = HoldingMachine(
             raft_id=raft_id,
@@ -146,7 +145,7 @@ class MemberCore:
         effects = self._settle(now)
         if self._engine.snapshot_wanted:
             # A new member throws a snapshot away that does not name it: it needs one of after it was added.
-            self.snapshots.ask()
+            self.snapshots.need(now)
         effects += self._take_snapshot_if_due()
         self.holding.tick(self.state, now)
         return effects + self._collect(now)
@@ -239,18 +238,15 @@ class MemberCore:
         """Take a snapshot at the next chance; answered by Compact's end (``compacted``) or Declined."""
         if self.applied_index <= self.snapshot_index and not self.snapshots.under_way:
             return [Declined(ticket, SnapshotRefused("nothing was applied since the last snapshot"))]
-        self._snapshot_tickets.append(ticket)
-        self.snapshots.ask()
+        self.snapshots.ask(ticket, self.applied_index)
         return self._take_snapshot_if_due()
 
     def snapshot_taken(self, taken: Manifest | None, now: Reading) -> list[Effect]:
         """The user's part of the snapshot is durable, or (None) it could not be taken."""
-        if taken is None or taken.index <= self.snapshot_index:
-            self.snapshots.end(size_bytes=None)
-            tickets, self._snapshot_tickets = self._snapshot_tickets, []
+        if taken is None:
             refusal = SnapshotRefused("the snapshot could not be taken; the node's log says why")
-            return [Declined(ticket, refusal) for ticket in tickets]
-        return [Compact(taken)]
+            return [Declined(ticket, refusal) for ticket in self.snapshots.failed(now)]
+        return [Compact(taken)] if taken.index > self.snapshot_index else self.compacted(taken, now)
 
     def compacted(self, taken: Manifest, now: Reading) -> list[Effect]:
         """The manifest stands durably for the log up to its index."""
@@ -260,8 +256,8 @@ class MemberCore:
             self.consensus.compact(taken.index, manifest.encode(taken), keep=keep)
             self.snapshots.end(size_bytes=0 if taken.content is None else taken.content.size)
         # A snapshot of the leader may have come in between: then the log is compacted further than was asked.
-        effects: list[Effect] = [Proved(ticket) for ticket in self._snapshot_tickets]
-        self._snapshot_tickets = []
+        self.snapshots.end(size_bytes=None)
+        effects: list[Effect] = [Proved(ticket) for ticket in self.snapshots.answered(self.snapshot_index)]
         # What was applied meanwhile may be enough for the next one.
         return effects + self._take_snapshot_if_due() + self._collect(now)
 
@@ -379,6 +375,7 @@ class MemberCore:
             RestoreSnapshot(restored),
             self._members_changed(()),
             SettingsChanged(self.state.settings, restored.index, restored.term),
+            *(Proved(ticket) for ticket in self.snapshots.answered(restored.index)),
         ]
 
     def _take_snapshot_if_due(self) -> list[Effect]:

@@ -365,10 +365,12 @@ class Driver(NodeThread):
     def _compact(self, taken: Manifest, core: MemberCore) -> list[Effect]:
         """Make the manifest durable in place of the log behind it, then let the engine and the older files go."""
         stores = _required(self._stores)
-        stored = StoredSnapshot(taken.index, taken.term, manifest.encode(taken))
-        self._disk.watched(lambda: stores.log.compact(stored))
-        needed = taken.content.id if taken.content is not None else None
-        self.on_files(lambda: stores.snapshots.prune(needed=needed))
+        if taken.index > core.snapshot_index:
+            # Else a snapshot of the leader came in between, and its content is the one that is needed.
+            stored = StoredSnapshot(taken.index, taken.term, manifest.encode(taken))
+            self._disk.watched(lambda: stores.log.compact(stored))
+            needed = taken.content.id if taken.content is not None else None
+            self.on_files(lambda: stores.snapshots.prune(needed=needed))
         return core.compacted(taken, read_clocks())
 
     def _note_change(self, core: MemberCore, effect: MembersChanged | SettingsChanged) -> None:
