@@ -9,7 +9,7 @@ with was checked when it was read.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import msgspec
 
@@ -101,19 +101,17 @@ class Inspection:
             StorageError: a log store that was brought along cannot be checked while it is used.
         """
         self._require_open()
-        log = self._driver.stores.log
-        if not isinstance(log, Verifiable):
-            raise StorageError(
-                f"{type(log).__name__} cannot be checked while it is used: stop this node and run 'tenure log verify "
-                "--data-dir DIR'"
-            )
+        stores = self._driver.stores
         records = 0
         try:
-            steps: Iterator[int] = log.verify()
-            while (
-                checked := await asyncio.wrap_future(self._driver.ask_thread(lambda: next(steps, None)))
-            ) is not None:
-                records += checked
+            for store in {id(store): store for store in (stores.directory.store, stores.log)}.values():
+                if not isinstance(store, Verifiable):
+                    raise StorageError(
+                        f"{type(store).__name__} cannot be checked while it is used: stop this node and run 'tenure "
+                        "log verify --data-dir DIR'"
+                    )
+                async for checked in self._steps(store.verify()):
+                    records += checked
         except LogCorrupt as error:
             return StorageReport(False, records, (), str(error), error.path, error.index)
         snapshots = await self.stored_snapshots()
@@ -121,6 +119,11 @@ class Inspection:
             if snapshot.problem is not None:
                 return StorageReport(False, records, (), snapshot.problem, snapshot.id, snapshot.index)
         return StorageReport(True, records, tuple(snapshot.id for snapshot in snapshots))
+
+    async def _steps(self, steps: Iterator[int]) -> AsyncIterator[int]:
+        """Take each step on the node's thread, with whatever else is due there in between."""
+        while (checked := await asyncio.wrap_future(self._driver.ask_thread(lambda: next(steps, None)))) is not None:
+            yield checked
 
     async def _described(self, snapshot_id: str) -> SnapshotState:
         def read() -> SnapshotInfo:

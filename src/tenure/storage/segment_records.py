@@ -97,7 +97,7 @@ def scan(data: bytes, *, segment: int) -> Scan:
     """Read the segment number ``segment`` from its start to its last whole record."""
     records: list[Record] = []
     offset = 0
-    while isinstance(found := _read(data, segment, offset), tuple):
+    while isinstance(found := read(data, segment, offset), tuple):
         record, size = found
         records.append(record)
         offset += size
@@ -117,7 +117,8 @@ def newer_format(data: bytes) -> int | None:
     return None
 
 
-def _read(data: bytes, segment: int, offset: int) -> tuple[Record, int] | Ending:
+def read(data: bytes, segment: int, offset: int) -> tuple[Record, int] | Ending:
+    """The record at ``offset`` with its size, or what stands there instead."""
     mark = data[offset : offset + len(MARK)]
     if not any(mark):
         return Ending.CLEAN

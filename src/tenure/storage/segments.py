@@ -18,16 +18,20 @@ from __future__ import annotations
 import errno
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from tenure.errors import LogCorrupt, StorageError, StorageFull, SyncFailed
 from tenure.storage.log_store import StoredLog, StoredSnapshot
-from tenure.storage.segment_records import SEAL_SIZE, Ending, Kind, Record, Scan, encode, newer_format, scan
+from tenure.storage.segment_records import SEAL_SIZE, Ending, Kind, Record, Scan, encode, newer_format, read, scan
 
 #: The length of a segment, but for one whose first record needs more.
 SEGMENT_BYTES = 16 << 20
 #: What one call removes of compacted segments at most. A segment takes many calls to fill, so the debt is paid.
 REMOVE_SEGMENTS_MAX = 2
+#: What one step of ``verify`` checks at most: records, and bytes once it has checked one record.
+VERIFY_RECORDS_MAX = 256
+VERIFY_BYTES_MAX = 1 << 20
 _NAME = re.compile(r"(\d{20})\.segment")
 
 
@@ -160,6 +164,37 @@ class SegmentLogStore:
         places = self._places
         if places.snapshot is None or snapshot.index >= places.snapshot.index:
             self._append(Record(Kind.COMPACT, places.sequence + 1, places.hard_state, snapshot=snapshot))
+
+    def verify(self) -> Iterator[int]:
+        """See :meth:`tenure.storage.Verifiable.verify`. Reading a segment is a step of its own."""
+        last, end = self._segment, self._offset
+        segment, sequence = self._oldest, 0
+        while segment <= last:
+            try:
+                data = self._path(segment).read_bytes()
+            except FileNotFoundError:
+                raise self._corrupt(segment, "it is missing", None) from None
+            except OSError as error:
+                raise self._explain(error) from error
+            yield 0
+            sealed, offset, checked, begin = False, 0, 0, 0
+            while not (sealed or (segment == last and offset == end)):
+                found = read(data, segment, offset)
+                if not isinstance(found, tuple):
+                    raise self._corrupt(segment, f"the record at byte {offset} fails its checksum", None)
+                record, size = found
+                sealed, offset, checked = record.kind is Kind.SEAL, offset + size, checked + 1
+                if sequence and record.sequence != sequence + 1:
+                    raise self._corrupt(segment, f"the record {sequence + 1} is missing", None)
+                sequence = record.sequence - sealed
+                if checked == VERIFY_RECORDS_MAX or offset - begin >= VERIFY_BYTES_MAX:
+                    yield checked
+                    checked, begin = 0, offset
+            yield checked
+            if segment + 1 < self._oldest:
+                # Compacted meanwhile: what follows is not the next one.
+                sequence = 0
+            segment = max(segment + 1, self._oldest)
 
     def close(self) -> None:
         """See :meth:`LogStore.close`."""

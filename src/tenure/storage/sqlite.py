@@ -142,7 +142,7 @@ class SqliteLogStore:
             self._read_snapshot()
         place, end = self._floor, self._newest
         yield len(meta) + 2
-        while place <= end:
+        while (place := max(place, self._floor)) <= end:
             begin = place
             with self._explained(reading=True), contextlib.closing(self._connection.cursor()) as cursor:
                 cursor.execute(f"{_BATCHES} AND sequence <= ? ORDER BY sequence LIMIT ?", (place, end, VERIFY_ROWS_MAX))
@@ -153,7 +153,6 @@ class SqliteLogStore:
             if place == begin:
                 raise self._corrupt(f"the batches of log entries end at {place - 1} instead of {end}", None)
             yield place - begin
-            place = max(place, self._floor)
 
     def read_meta(self, key: str) -> bytes | None:
         """A small durable value beside the log, or None."""
