@@ -12,10 +12,13 @@ from support.replicas import Replicas, running
 from tenure.storage.sqlite import VERIFY_ROWS_MAX
 
 
-def damage_a_batch(replicas: Replicas, name: str) -> None:
-    """A stored batch loses its bytes, under the node's own connection: nobody else can open the file."""
-    connection = replicas.nodes[name]._driver.stores.log._connection
-    connection.execute("UPDATE batch SET entries = x'00' WHERE sequence = (SELECT max(sequence) FROM batch)")
+def damage_the_log(replicas: Replicas, name: str) -> Path:
+    """The last byte of the log's newest record changes behind the node's back."""
+    segment = max((replicas.folder / name / "log").iterdir())
+    data = bytearray(segment.read_bytes())
+    data[len(data.rstrip(b"\0")) - 1] ^= 1
+    segment.write_bytes(data)
+    return segment
 
 
 @pytest.mark.asyncio
@@ -53,13 +56,13 @@ async def test_damage_is_named_and_the_node_goes_on_when_a_running_log_is_verifi
     async with running(tmp_path) as replicas:
         await replicas.apply(b"x")
         leader = await replicas.leader()
-        await asyncio.wrap_future(leader._driver.ask_thread(lambda: damage_a_batch(replicas, leader.name)))
-        report = await leader.verify_storage()
-        assert not report.valid
+        follower = next(node for node in replicas.nodes.values() if node is not leader)
+        segment = damage_the_log(replicas, follower.name)
+        report = await follower.verify_storage()
+        assert (report.valid, report.path) == (False, str(segment))
         assert "fails its checksum" in (report.problem or "")
-        assert (report.path or "").endswith("raft.sqlite3")
-        assert report.index is not None
-        await leader.verify_leader()
+        assert follower.failed is not None
+        assert not follower.failed.done()
 
 
 @pytest.mark.asyncio
@@ -75,3 +78,19 @@ async def test_store_that_was_brought_along_is_refused_by_name_when_it_cannot_be
             await node.verify_storage()
     finally:
         await replicas.stop("a")
+
+
+@pytest.mark.asyncio
+async def test_learner_that_never_spoke_is_not_promoted_in_a_young_cluster(tmp_path: Path):
+    """It called once and is gone: as a voter it would count, and answer nobody."""
+    async with running(tmp_path, spare="d") as replicas:
+        leader = await replicas.leader()
+        await replicas.start("d")
+        await replicas.until(lambda: "d" in leader._driver.roster.applicants)
+        await replicas.stop("d")
+        await leader.add_learner("d")
+        with pytest.raises(tenure.NotCaughtUp, match="has not acknowledged anything yet"):
+            await leader.promote("d")
+        await replicas.start("d")
+        await leader.add_voter("d")
+        assert leader.stats().voters == 4

@@ -259,7 +259,7 @@ async def test_voter_is_answered_202_and_goes_on_when_it_has_not_caught_up(monke
         done = await rig.ask("POST", "/v1/members", {"name": "payment-1d"})
         assert (done.status_code, done.json()["role"]) == (201, "voter")
         # One addition for three requests.
-        assert rig.member.calls.count(("add_learner", "payment-1d")) == 1
+        assert rig.member.calls == [("add_learner", "payment-1d"), ("add_voter", "payment-1d")]
 
 
 async def test_voter_that_fails_to_join_later_is_written_to_the_log(monkeypatch: pytest.MonkeyPatch):
