@@ -17,6 +17,7 @@ T = TypeVar("T")
 FORMAT = 1
 #: First byte of an entry that carries the user's own bytes for the user's own state machine.
 USER = 2
+USER_PREFIX = bytes([USER])
 #: The one byte of a barrier: an entry that only marks a place in the log.
 BARRIER = 3
 #: First byte of an entry that carries a part of a state that a user brings to all members.

@@ -337,7 +337,9 @@ class MemberCore:
         effects: list[Effect] = []
         for index, term, kind, data in committed:
             self.snapshots.applied(len(data))
-            if kind == "conf_change":
+            if data[:1] == commands.USER_PREFIX and kind == "command" and not self.state.released:
+                self._user_entries.append((index, term, data[1:]))
+            elif kind == "conf_change":
                 steps, context = self._binding.decode_conf_change(data)
                 self.state = apply_members(self.state, context, joint=len(steps) > 1, index=index)
                 self._members_index = index

@@ -7,7 +7,8 @@
       fsm.apply   <-- inbox   <-- one wake-up --      committed entries of a Ready, fates of proposals, snapshots
 
 Each direction has at most one wake-up outstanding, so that the cost is paid per batch. The user's state machine runs
-on the application's loop, in log order, and on every member alike.
+on the application's loop, in log order, and on every member alike; where no call waits, on a follower above all, it is
+fed in larger steps.
 
 The outcome of a command is one of three and never guessed: applied, surely not applied (``NotLeader``,
 ``ProposalDropped``), unknown (``OutcomeUnknown``). A leader that lost office goes on waiting until it knows what
@@ -31,6 +32,7 @@ from tenure.core.commands import BARRIER, USER
 from tenure.core.effects import (
     Apply,
     Effect,
+    Proposed,
     RestoreSnapshot,
     TakeSnapshot,
 )
@@ -54,6 +56,8 @@ APPLY_TIMEOUT_MS = 5000
 #: Commands that wait to be proposed or committed; more are refused at once, so that a slow quorum bounds memory.
 PENDING_MAX = 65_536
 COMMAND_BYTES_MAX = (1 << 20) - 1
+#: How long committed entries for which no call waits are gathered before the application's loop is woken for them.
+_GATHER_SECONDS = 0.005
 _USER = bytes([USER])
 _BARRIER = bytes([BARRIER])
 
@@ -110,9 +114,11 @@ class RaftNode(Administration):
         self._outbox_woken = False
         self._inbox: deque[UserEffect] = deque()
         self._inbox_woken = False
+        self._gathering = False
         self._restoring: asyncio.Task[None] | None = None
         self._observers: list[asyncio.Queue[RaftEvent | None]] = []
         self._last_event = RaftEvent("follower", 0, None)
+        self._last_standing = ("follower", 0, 0)
         self._fsm_index = 0
         self._error: BaseException | None = None
         self._closed = False
@@ -245,6 +251,10 @@ class RaftNode(Administration):
 
     def published(self, view: View) -> None:
         """See :class:`Listener`."""
+        standing = (view.raft_role, view.term, view.leader_id)
+        if standing == self._last_standing and self._last_event.leader_name is not None:
+            return
+        self._last_standing = standing
         event = RaftEvent(view.raft_role, view.term, self._leader_name(view))
         if event != self._last_event:
             self._last_event = event
@@ -255,9 +265,25 @@ class RaftNode(Administration):
         if isinstance(effect, Apply) and not effect.entries and self._requests.is_idle() and not self._inbox:
             return
         self._inbox.append(effect)
-        if not self._inbox_woken:
+        if self._inbox_woken or isinstance(effect, Proposed):
+            # Where a command stands in the log is of use only to what comes after it.
+            return
+        if not isinstance(effect, Apply) or not self._requests.is_idle():
             self._inbox_woken = True
-            self._on_loop(self._take_inbox)
+            # The frames of this step leave first: a woken application takes the interpreter's lock.
+            self._driver.soon(self._wake_for_inbox)
+        elif not self._gathering:
+            self._gathering = True
+            self._driver.soon(self._end_gathering, delay_seconds=_GATHER_SECONDS)
+
+    def _wake_for_inbox(self) -> None:
+        self._on_loop(self._take_inbox)
+
+    def _end_gathering(self) -> None:
+        self._gathering = False
+        if self._inbox and not self._inbox_woken:
+            self._inbox_woken = True
+            self._wake_for_inbox()
 
     def on_failure(self, error: BaseException) -> None:
         """See :class:`Listener`."""
@@ -265,7 +291,7 @@ class RaftNode(Administration):
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
-    async def _submit(self, payload: bytes, timeout_ms: int) -> Any:
+    def _submit(self, payload: bytes, timeout_ms: int) -> asyncio.Future[Any]:
         self._require_open()
         if self._driver.published.raft_role != "leader":
             raise self._not_leader()
@@ -276,7 +302,7 @@ class RaftNode(Administration):
         if not self._outbox_woken:
             self._outbox_woken = True
             self._driver.post(self._propose)
-        return await pending.future
+        return pending.future
 
     def _require_open(self) -> asyncio.AbstractEventLoop:
         if self._closed or self._error is not None or self._loop is None:
@@ -286,10 +312,8 @@ class RaftNode(Administration):
     def _propose(self, core: MemberCore) -> list[Effect]:
         """On the node's thread: everything that waits goes out as one proposal."""
         self._outbox_woken = False
-        batch: list[tuple[bytes, object]] = []
-        with contextlib.suppress(IndexError):
-            while True:
-                batch.append(self._outbox.popleft())
+        # What comes from now on wakes the thread again.
+        batch = [self._outbox.popleft() for _ in range(len(self._outbox))]
         return core.propose(batch, read_clocks())
 
     def _take_inbox(self) -> None:
