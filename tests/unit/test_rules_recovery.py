@@ -462,3 +462,24 @@ def test_R16_command_compares_survivors_by_their_last_entry(tmp_path: Path, caps
     assert json.loads(capsys.readouterr().out)["take"] == str(longer)
     recover_data_dir(shorter, all_others_are_dead=CLUSTER)
     assert main(["recover", "quorum", "--compare", str(shorter), str(longer)]) == ExitCode.REFUSED
+
+
+def test_R16_command_takes_the_directory_and_the_peers_of_a_configuration(
+    tmp_path: Path, living: Living, capsys: pytest.CaptureFixture[str]
+):
+    """The file says where the directory is and whom to ask; the node's own name must be the directory's."""
+    folder = directory_of(tmp_path / "b", [])
+    urls = {"a": living.add(name="a", cluster_id=None), "b": "http://127.0.0.1:9", "c": living.add(name="c")}
+    peers = ", ".join(
+        f'{name} = {{raft = "127.0.0.1:{port}", url = "{url}"}}'
+        for port, (name, url) in enumerate(urls.items(), start=1)
+    )
+    file = tmp_path / "b.toml"
+    file.write_text(
+        f'[cluster]\nname = "c"\n[node]\nname = "b"\ndata_dir = "{folder}"\n'
+        f'[raft]\nlisten = "127.0.0.1:2"\npeers = {{ {peers} }}\n'
+    )
+    assert main(["recover", "quorum", "--config", str(file), WORD, "--yes"]) == ExitCode.REFUSED
+    assert "c answers, and with b that is a quorum" in capsys.readouterr().err
+    assert main(["recover", "quorum", "--config", str(file), WORD, "--yes", "--force"]) == ExitCode.OK
+    assert survivor_in(folder).voters == ("b",)
