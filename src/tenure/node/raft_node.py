@@ -21,14 +21,15 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import msgspec
 
 from tenure.config import Config
-from tenure.core.commands import BARRIER, USER
+from tenure.core.commands import BARRIER, USER, RestorePart
 from tenure.core.effects import (
     Apply,
     Effect,
@@ -48,11 +49,13 @@ from tenure.node.engine import require_engine
 from tenure.node.listener import UserEffect
 from tenure.node.ports import Ports
 from tenure.node.requests import Requests
+from tenure.node.restoring import Restoring
 from tenure.types import LossReason
 
 logger = logging.getLogger("tenure.raft")
 
 APPLY_TIMEOUT_MS = 5000
+RESTORE_TIMEOUT_MS = 600_000
 #: Commands that wait to be proposed or committed; more are refused at once, so that a slow quorum bounds memory.
 PENDING_MAX = 65_536
 COMMAND_BYTES_MAX = (1 << 20) - 1
@@ -116,12 +119,13 @@ class RaftNode(Administration):
         self._inbox_woken = False
         self._gathering = False
         self._restoring: asyncio.Task[None] | None = None
+        self._brought = Restoring(Path(config.node.data_dir), fsm, self._driver)
         self._observers: list[asyncio.Queue[RaftEvent | None]] = []
         self._last_event = RaftEvent("follower", 0, None)
         self._last_standing = ("follower", 0, 0)
         self._fsm_index = 0
         self._error: BaseException | None = None
-        self._closed = False
+        self._closed = self._ended = False
         self.failed: asyncio.Future[BaseException] | None = None
 
     # -- life -------------------------------------------------------------------------------------------------------
@@ -183,6 +187,25 @@ class RaftNode(Administration):
     async def barrier(self, *, timeout_ms: int = APPLY_TIMEOUT_MS) -> None:
         """Return once every command that was committed before the call is applied here; raises as ``apply`` does."""
         await self._submit(_BARRIER, timeout_ms)
+
+    async def restore(self, chunks: Iterable[bytes], *, timeout_ms: int = RESTORE_TIMEOUT_MS) -> None:
+        """Replace the state of the whole cluster by ``chunks``: what a state machine's ``snapshot`` once gave.
+
+        On the leader. It passes through the log, so that every member, also one that is away, replaces its state at the
+        same place, as a whole or not at all; what was applied before that place is gone. ``chunks`` is read on another
+        thread. Until the snapshot that follows, it takes its size in memory on every member. Cancelling the call takes
+        it back unless the last part is on its way.
+
+        Raises:
+            NotLeader, ProposalDropped, NodeClosed: surely not restored, unless the last part stood in the log.
+            OutcomeUnknown: it may or may not be restored, now or later; ``timeout_ms`` passed first.
+            Whatever reading ``chunks`` raised: surely not restored.
+        """
+        self._require_open()
+        view = self._driver.published
+        if view.raft_role != "leader":
+            raise self._not_leader()
+        await self._brought.bring(chunks, self._submit, term=view.term, timeout_ms=timeout_ms)
 
     async def verify_leader(self, *, timeout_ms: int = APPLY_TIMEOUT_MS) -> None:
         """Return once a quorum has confirmed, after the call, that this member leads (read_index, thesis 6.4).
@@ -319,7 +342,7 @@ class RaftNode(Administration):
     def _take_inbox(self) -> None:
         self._inbox_woken = False
         with contextlib.suppress(IndexError):
-            while self._restoring is None and self._error is None:
+            while self._restoring is None and not self._ended:
                 self._take(self._inbox.popleft())
 
     def _take(self, effect: UserEffect) -> None:
@@ -327,6 +350,8 @@ class RaftNode(Administration):
             case Apply(entries, through):
                 for index, term, data in entries:
                     self._apply(index, term, data)
+                if entries:
+                    self._brought.reached(entries[-1][1])
                 self._requests.overtaken_through(through)
             case TakeSnapshot(taken):
                 self._snapshot(taken)
@@ -337,13 +362,16 @@ class RaftNode(Administration):
             case _:
                 self._requests.take(effect, not_leader=self._not_leader())
 
-    def _apply(self, index: int, term: int, data: bytes | None) -> None:
+    def _apply(self, index: int, term: int, data: bytes | RestorePart | None) -> None:
         if self._error is not None:
             return
         result: Any = None
         if data is not None:
             try:
-                result = self._fsm.apply(data, index=index, term=term)
+                if isinstance(data, RestorePart):
+                    result = self._brought.apply(data, term=term)
+                else:
+                    result = self._fsm.apply(data, index=index, term=term)
             except Exception as error:  # noqa: BLE001 - whatever it is, this member is no replica any more.
                 self._fail_and_stop(error)
                 return
@@ -351,6 +379,9 @@ class RaftNode(Administration):
         self._requests.applied(index, term, result)
 
     def _snapshot(self, taken: Manifest) -> None:
+        if self._brought.declines(taken):
+            self._driver.content_taken(None)
+            return
         try:
             chunks = self._fsm.snapshot()
         except Exception as error:  # noqa: BLE001 - see _apply.
@@ -360,6 +391,7 @@ class RaftNode(Administration):
 
     async def _restore(self, restored: Manifest) -> None:
         """Nothing is applied until the state machine has taken the snapshot over."""
+        self._brought.drop()
         try:
             if restored.content is not None:
                 with await self._contents.open(restored.content) as chunks:
@@ -387,6 +419,8 @@ class RaftNode(Administration):
             self._end(NodeClosed(f"the node failed: {error}"))
 
     def _end(self, error: NodeClosed) -> None:
+        self._ended = True
+        self._brought.end()
         self._requests.end(error)
         for queue in self._observers:
             queue.put_nowait(None)
