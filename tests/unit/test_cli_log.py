@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from tenure.cli import main
+from tenure.cli.log import describe
 from tenure.cli.output import ExitCode
+from tenure.cli.stopped import Entry
 from tenure.core import commands, manifest
-from tenure.core.commands import Acquire, MemberRecord, MembersChange, Recover, Settings
+from tenure.core.commands import Acquire, MemberRecord, MembersChange, Recover, RestorePart, Settings, encode_part
 from tenure.core.fsm import ClusterRecord, initial_state
 from tenure.core.manifest import Content, Manifest
 from tenure.node.engine import batch_of, conf_change_of
@@ -299,3 +301,22 @@ def test_commands_name_the_mistake_when_the_directory_is_not_given_or_none(folde
     assert (code, "not the data directory" in err) == (ExitCode.FAILED, True)
     monkeypatch.setenv("TENURE_NODE__DATA_DIR", str(folder))
     assert run(capsys, "log", "verify")[0] == ExitCode.OK
+
+
+@pytest.mark.parametrize(
+    ("part", "follows"),
+    [
+        (RestorePart(b"id", 0, b"state"), "another part"),
+        (RestorePart(b"id", 1, b"state", last=True), "the restore"),
+        (RestorePart(b"id", 0, b"state", given_up=True), "nothing, given up"),
+    ],
+)
+def test_part_of_a_restore_is_described_by_what_follows_it(part: RestorePart, follows: str):
+    said = describe(Entry(7, 2, "command", encode_part(part)))
+    assert said == {"name": "restore", "part": part.number, "bytes": 5, "follows": follows}
+
+
+def test_part_of_a_restore_is_unreadable_when_a_newer_version_wrote_it():
+    data = bytearray(encode_part(RestorePart(b"id", 0, b"state")))
+    data[1] += 1
+    assert "a newer Tenure wrote it" in (describe(Entry(7, 2, "command", bytes(data))) or {})["problem"]

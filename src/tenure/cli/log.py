@@ -20,6 +20,7 @@ from tenure.errors import LogCorrupt
 
 if TYPE_CHECKING:
     from tenure.cli.stopped import Entry, Log
+    from tenure.core.commands import RestorePart
     from tenure.storage import DataDirectory
 
 app = App(name="log", help="Checks or shows the log of a node.", result_action="return_value")
@@ -162,14 +163,20 @@ def describe(entry: Entry) -> dict[str, Any] | None:
     try:
         if entry.kind == "conf_change":
             return _describe_members(entry)
-        if entry.data[:1] == bytes([commands.USER]):
-            payload = entry.data[1:]
-            return {"name": "user", "bytes": len(payload), "data": repr(payload[:_SHOWN_BYTES])[2:-1]}
-        if entry.data == bytes([commands.BARRIER]):
-            return {"name": "barrier"}
+        if commands.is_of_user(entry.data):
+            return _describe_payload(commands.user_payload(entry.data, index=entry.index))
         return _fields(commands.decode(entry.data, index=entry.index))
     except (LogCorrupt, ValueError) as error:
         return {"name": "unreadable", "problem": str(error)}
+
+
+def _describe_payload(payload: bytes | RestorePart | None) -> dict[str, Any]:
+    if payload is None:
+        return {"name": "barrier"}
+    if isinstance(payload, bytes):
+        return {"name": "user", "bytes": len(payload), "data": repr(payload[:_SHOWN_BYTES])[2:-1]}
+    follows = "nothing, given up" if payload.given_up else "the restore" if payload.last else "another part"
+    return {"name": "restore", "part": payload.number, "bytes": len(payload.data), "follows": follows}
 
 
 def _describe_members(entry: Entry) -> dict[str, Any]:
