@@ -71,8 +71,7 @@ class Requests:
         """The node's thread told something; ``not_leader`` is what a rejected call ends with."""
         match fate:
             case Proposed(first, term, tickets):
-                for index, ticket in enumerate(tickets, start=first):
-                    self._enter_in_log(index, term, ticket)
+                self._enter_in_log(first, term, tickets)
             case Rejected(tickets):
                 for ticket in tickets:
                     self.settle(ticket, error=not_leader)
@@ -98,10 +97,13 @@ class Requests:
         pending = self._in_log.pop(index, None)
         if pending is None:
             return
-        if pending.term == term:
-            self.settle(pending, result=result)
-        else:
+        if pending.term != term:
             self.settle(pending, error=_overtaken())
+        elif not pending.ended:
+            pending.ended = True
+            self.waiting -= 1
+            if not pending.future.done():
+                pending.future.set_result(result)
 
     def overtaken_through(self, index: int) -> None:
         """Everything up to ``index`` is applied: who still waits there was overtaken by another leader's entry."""
@@ -147,14 +149,16 @@ class Requests:
         self._in_log.clear()
         self._joint.clear()
 
-    def _enter_in_log(self, index: int, term: int, ticket: object) -> None:
-        if not isinstance(ticket, Pending):
-            raise InvariantViolated("a ticket of ours came back as something else")
-        ticket.term, ticket.index = term, index
-        older = self._in_log.pop(index, None)
-        if older is not None:
-            self.settle(older, error=_overtaken())
-        self._in_log[index] = ticket
+    def _enter_in_log(self, first: int, term: int, tickets: list[object]) -> None:
+        in_log = self._in_log
+        for index, ticket in enumerate(tickets, start=first):
+            if not isinstance(ticket, Pending):
+                raise InvariantViolated("a ticket of ours came back as something else")
+            ticket.term, ticket.index = term, index
+            older = in_log.pop(index, None)
+            if older is not None:
+                self.settle(older, error=_overtaken())
+            in_log[index] = ticket
 
     def _members_changed(self, entries: tuple[tuple[int, int], ...], *, joint: bool) -> None:
         for index, term in entries:
