@@ -89,7 +89,7 @@ async def test_learner_that_never_spoke_is_not_promoted_in_a_young_cluster(tmp_p
         await replicas.until(lambda: "d" in leader._driver.roster.applicants)
         await replicas.stop("d")
         await leader.add_learner("d")
-        with pytest.raises(tenure.NotCaughtUp, match="has not acknowledged anything yet"):
+        with pytest.raises(tenure.NotCaughtUp, match="has not answered lately"):
             await leader.promote("d")
         await replicas.start("d")
         await leader.add_voter("d")

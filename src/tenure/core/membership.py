@@ -137,7 +137,8 @@ def _check_caught_up(record: MemberRecord, standing: Standing) -> None:
     if record.raft_id in standing.voters:
         raise MembershipRefused(f"{record.name} is a voter already")
     found = next((entry for entry in standing.progress if entry[0] == record.raft_id), None)
-    if found is None or not found[3]:
+    # The engine takes a new member for active before it has spoken, and a young log is never far behind.
+    if found is None or not found[3] or found[1] == 0:
         raise NotCaughtUp(
             f"{record.name} has not answered lately: is it running, and does it reach this node?", name=record.name
         )
