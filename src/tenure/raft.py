@@ -16,9 +16,10 @@ from tenure.core.membership import Add, Change, Demote, MemberRole, MemberState,
 from tenure.core.state_machine import StateMachine
 from tenure.node.administration import MemberList
 from tenure.node.inspection import LogState, SnapshotState, StorageReport
+from tenure.node.observing import RaftEvent
 from tenure.node.ports import Ports
-from tenure.node.raft_node import RaftEvent, Stats
 from tenure.node.raft_node import RaftNode as Node
+from tenure.node.raft_node import Stats
 from tenure.node.recover_cluster import Recovered, Survivor, recover_cluster
 from tenure.storage import LogStore, SnapshotStore
 from tenure.transport import Transport

@@ -65,6 +65,7 @@ class View(msgspec.Struct, frozen=True):
     applied_index: int = 0
     elections_observed: int = 0
     snapshot_index: int = 0
+    members_index: int = 0
     reason: str | None = None
 
     def shown_state(self, now: Reading) -> State:
@@ -299,6 +300,7 @@ class MemberCore:
             commit_index=engine.commit,
             applied_index=self.applied_index,
             elections_observed=self.elections_observed,
+            members_index=self._members_index,
             reason=machine.reason,
         )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 
 import msgspec
 
@@ -23,6 +23,8 @@ from tenure.node.clocks import read_clocks
 from tenure.node.driver import Driver
 from tenure.node.inspection import Inspection
 from tenure.node.listener import Listener
+from tenure.node.observing import Observers, RaftEvent
+from tenure.node.reloading import changes
 from tenure.node.requests import Requests
 from tenure.types import LossReason
 
@@ -50,9 +52,22 @@ class Administration(Listener, Inspection):
     _config: Config
     _driver: Driver
     _requests: Requests
+    _observers: Observers
 
     def _require_open(self) -> asyncio.AbstractEventLoop:
         raise NotImplementedError
+
+    def observe(self) -> AsyncIterator[RaftEvent]:
+        """The present role, term and leader, then every change of them in order; ends when the node does.
+
+        Any number of observers; none loses an event, and none holds the node up: what a slow one has not taken yet
+        waits for it in memory. A new leader shows that the members elected it, not that it leads now (R14).
+        """
+        return self._observers.observe()
+
+    def published(self, view: View) -> None:
+        """See :class:`Listener`."""
+        self._observers.note(view)
 
     # -- members ----------------------------------------------------------------------------------------------------
 
@@ -216,6 +231,24 @@ class Administration(Listener, Inspection):
         self._driver.post(change)
         await pending.future
         return await self.settings()
+
+    async def reload_config(self, config: Config) -> tuple[str, ...]:
+        """Take over what may change while the node runs, and return the names of what did; on any member.
+
+        These are the addresses and URLs of ``raft.peers``, ``raft.snapshot_entries``, ``raft.snapshot_bytes`` and
+        ``raft.keep_entries``. The files of ``raft.tls`` are looked at, too. Who is a member is not read from
+        ``raft.peers`` any more once the cluster is founded.
+
+        Raises:
+            ConfigError: something else differs; it names the field and who changes it. Nothing was changed.
+            NodeClosed: the node is closed or failed.
+        """
+        self._require_open()
+        founded = self._driver.roster.enrolment is not None
+        names = changes(self._config, config, settings=await self.settings() if founded else None)
+        await asyncio.wrap_future(self._driver.ask_thread(lambda: self._driver.reload(config)))
+        self._config = config
+        return names
 
     async def settings(self) -> Settings:
         """The cluster's times as the log has them here."""

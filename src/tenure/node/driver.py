@@ -65,7 +65,7 @@ from tenure.node.fencing import FenceAdapter
 from tenure.node.founding import Founding, removal
 from tenure.node.links import Links
 from tenure.node.listener import Listener
-from tenure.node.opening import Stores, build_core
+from tenure.node.opening import Stores, build_core, limits_of
 from tenure.node.ports import Ports
 from tenure.node.thread import NodeThread, as_failure
 from tenure.storage import StoredSnapshot
@@ -271,6 +271,14 @@ class Driver(NodeThread):
 
     def _require_core(self) -> MemberCore:
         return _required(self._core)
+
+    def reload(self, config: Config) -> None:
+        """Go on with ``config``, which was judged before."""
+        self._config = config
+        if self._core is not None:
+            self._core.snapshots.limits = limits_of(config)
+        if self._links is not None:
+            self._links.reload(config)
 
     # -- events and effects -----------------------------------------------------------------------------------------
 

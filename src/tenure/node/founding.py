@@ -83,6 +83,10 @@ class Founding:
         self._cached = (self._roster.version, identity)
         return identity
 
+    def reload(self, config: Config) -> None:
+        """Say of this member what ``config`` says; streams that are open were greeted before."""
+        self._config, self._cached = config, None
+
     def on_hello(self, hello: Hello) -> None:
         """The configured address of a member answered; while this directory is new, that counts.
 

@@ -77,6 +77,13 @@ class Links:
         if isinstance(self.transport, TcpTransport):
             self.transport.reload_certificates()
 
+    def reload(self, config: Config) -> None:
+        """Dial where ``config`` says, and look at the files of the certificates."""
+        self._config = config
+        self._founding.reload(config)
+        self.members_changed()
+        self.reload_certificates()
+
     def _hooks(self) -> TransportHooks:
         return TransportHooks(
             identity=self._founding.identity,

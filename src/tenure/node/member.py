@@ -27,6 +27,7 @@ from tenure.node.clocks import read_clocks
 from tenure.node.driver import Driver
 from tenure.node.engine import require_engine
 from tenure.node.listener import UserEffect
+from tenure.node.observing import Observers
 from tenure.node.requests import Requests
 from tenure.types import Credential, LossReason, PeerInfo, State, Status
 
@@ -51,6 +52,7 @@ class Member(Administration):
         self._config = config
         self._driver = Driver(config, self, dsn=dsn)
         self._requests = Requests()
+        self._observers = Observers(self._on_loop, self._leader_name)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._current: HeldLeadership | None = None
         self._span = LeaseSpan(Reading(0, 0), 0)
@@ -102,6 +104,7 @@ class Member(Administration):
                 await self._driver.close()
             finally:
                 self._requests.end(NodeClosed())
+                self._observers.end()
 
     async def _hand_over(self) -> None:
         if self._current is not None:
@@ -286,6 +289,7 @@ class Member(Administration):
         if self._failed is not None and not self._failed.done():
             self._failed.set_result(error)
         self._requests.end(NodeClosed(f"the node failed: {error}"))
+        self._observers.end()
         self._offers.put_nowait(None)
 
     def _end_work(self) -> None:

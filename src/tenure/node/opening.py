@@ -77,15 +77,20 @@ def build_core(
         binding=binding(),
         settings=settings,
         restored=restored,
-        snapshot_limits=SnapshotLimits(
-            entries=config.raft.snapshot_entries,
-            size_bytes=config.raft.snapshot_bytes,
-            keep_entries=config.raft.keep_entries,
-        ),
+        snapshot_limits=limits_of(config),
     )
     if differences := _differences(settings, settings_of(config)):
         logger.warning("the log's settings are used, this file differs: %s", "; ".join(differences))
     return core, engine.last_index
+
+
+def limits_of(config: Config) -> SnapshotLimits:
+    """When this node takes its snapshots."""
+    return SnapshotLimits(
+        entries=config.raft.snapshot_entries,
+        size_bytes=config.raft.snapshot_bytes,
+        keep_entries=config.raft.keep_entries,
+    )
 
 
 def _differences(log: Settings, file: Settings) -> list[str]:

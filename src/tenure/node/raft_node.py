@@ -21,7 +21,7 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -38,7 +38,7 @@ from tenure.core.effects import (
     TakeSnapshot,
 )
 from tenure.core.manifest import Manifest
-from tenure.core.member import MemberCore, View
+from tenure.core.member import MemberCore
 from tenure.core.state_machine import StateMachine
 from tenure.errors import NodeClosed, OutcomeUnknown, ProposalDropped, QuorumUnavailable
 from tenure.node.administration import Administration
@@ -47,6 +47,7 @@ from tenure.node.contents import ContentKeeper
 from tenure.node.driver import Driver
 from tenure.node.engine import require_engine
 from tenure.node.listener import UserEffect
+from tenure.node.observing import Observers
 from tenure.node.ports import Ports
 from tenure.node.requests import Requests
 from tenure.node.restoring import Restoring
@@ -63,14 +64,6 @@ COMMAND_BYTES_MAX = (1 << 20) - 1
 _GATHER_SECONDS = 0.005
 _USER = bytes([USER])
 _BARRIER = bytes([BARRIER])
-
-
-class RaftEvent(msgspec.Struct, frozen=True):
-    """What an observer is told: the present role, term and leader. Level-triggered: each holds until the next one."""
-
-    role: str
-    term: int
-    leader_name: str | None
 
 
 class Stats(msgspec.Struct, frozen=True):
@@ -120,9 +113,7 @@ class RaftNode(Administration):
         self._gathering = False
         self._restoring: asyncio.Task[None] | None = None
         self._brought = Restoring(Path(config.node.data_dir), fsm, self._driver)
-        self._observers: list[asyncio.Queue[RaftEvent | None]] = []
-        self._last_event = RaftEvent("follower", 0, None)
-        self._last_standing = ("follower", 0, 0)
+        self._observers = Observers(self._on_loop, self._leader_name)
         self._fsm_index = 0
         self._error: BaseException | None = None
         self._closed = self._ended = False
@@ -252,36 +243,11 @@ class RaftNode(Administration):
             elections_observed=view.elections_observed,
         )
 
-    async def observe(self) -> AsyncIterator[RaftEvent]:
-        """The present role, term and leader, then every change of them in order; ends when the node closes.
-
-        Any number of observers; none loses an event, and none holds the node up.
-        """
-        queue: asyncio.Queue[RaftEvent | None] = asyncio.Queue()
-        queue.put_nowait(self._last_event)
-        self._observers.append(queue)
-        try:
-            while (event := await queue.get()) is not None:
-                yield event
-        finally:
-            self._observers.remove(queue)
-
     # -- the node's thread calls these --------------------------------------------------------------------------------
 
     def revoked(self, reason: LossReason) -> None:
         """See :class:`Listener`. There is no scope here whose body could be outstanding."""
         self._driver.post(lambda core: core.body_returned(read_clocks()))
-
-    def published(self, view: View) -> None:
-        """See :class:`Listener`."""
-        standing = (view.raft_role, view.term, view.leader_id)
-        if standing == self._last_standing and self._last_event.leader_name is not None:
-            return
-        self._last_standing = standing
-        event = RaftEvent(view.raft_role, view.term, self._leader_name(view))
-        if event != self._last_event:
-            self._last_event = event
-            self._on_loop(lambda: self._tell(event))
 
     def user_effect(self, effect: UserEffect) -> None:
         """See :class:`Listener`."""
@@ -403,10 +369,6 @@ class RaftNode(Administration):
         self._restoring = None
         self._take_inbox()
 
-    def _tell(self, event: RaftEvent) -> None:
-        for queue in self._observers:
-            queue.put_nowait(event)
-
     def _fail_and_stop(self, error: BaseException) -> None:
         self._fail(error)
         self._driver.stop()
@@ -422,8 +384,7 @@ class RaftNode(Administration):
         self._ended = True
         self._brought.end()
         self._requests.end(error)
-        for queue in self._observers:
-            queue.put_nowait(None)
+        self._observers.end()
 
     def _on_loop(self, call: Callable[[], None]) -> None:
         loop = self._loop
