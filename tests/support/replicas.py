@@ -55,16 +55,20 @@ class Replicas:
         #: Makes the stores and the transport of a node, by name.
         self.make_ports: Callable[[str], Ports | None] = lambda name: None
 
-    async def start(self, name: str, *, directory: str | None = None) -> Node:
+    def config(self, name: str, *, directory: str | None = None) -> tenure.Config:
+        """The configuration of that node."""
         listed = {*self.founders, name}
         peers = {p: {"raft": f"127.0.0.1:{self.ports[p]}", "url": f"http://{p}.test"} for p in sorted(listed)}
-        config = from_mapping(
+        return from_mapping(
             {
                 "node": {"name": name, "data_dir": str(self.folder / (directory or name))},
                 "raft": {"listen": f"127.0.0.1:{self.ports[name]}", "peers": peers, **self.raft},
                 "lease": self.lease,
             }
         )
+
+    async def start(self, name: str, *, directory: str | None = None) -> Node:
+        config = self.config(name, directory=directory)
         machine = self.make_machine()
         node = await Node.open(config, machine, ports=self.make_ports(name)).__aenter__()
         self.machines[name], self.nodes[name] = machine, node

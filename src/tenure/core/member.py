@@ -107,7 +107,11 @@ class MemberCore:
         self.consensus = Consensus(engine, raft_id=raft_id, cadence=cadence, started=started, binding=binding)
         self._binding = binding
         self.state: ClusterState = initial_state(record) if restored is None else restored.state
-        self._first_effects: list[Effect] = [] if restored is None else [RestoreSnapshot(restored)]
+        self._first_effects: list[Effect] = []
+        if restored is not None:
+            # A crash may have come between the snapshot and the times that it brought.
+            changed = SettingsChanged(restored.state.settings, restored.index, restored.term)
+            self._first_effects = [RestoreSnapshot(restored), changed]
         self.snapshots = SnapshotSchedule(SnapshotLimits() if snapshot_limits is None else snapshot_limits)
         if restored is not None and restored.content is not None:
             self.snapshots.restored(restored.content.size)

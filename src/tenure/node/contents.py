@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 import msgspec
 
 from tenure.core.manifest import Content, Manifest
-from tenure.errors import LogCorrupt
+from tenure.errors import LogCorrupt, NodeClosed
 from tenure.node.driver import Driver
 from tenure.storage import SnapshotPoint, SnapshotReader, SnapshotWriter
 
@@ -29,7 +29,9 @@ class ContentKeeper:
     def keep(self, taken: Manifest, chunks: Iterable[bytes]) -> None:
         """Write ``chunks`` as the content of ``taken``, then tell the core; a failure ends the snapshot alone."""
         point = SnapshotPoint(index=taken.index, term=taken.term, voters=taken.voters, learners=taken.learners)
-        self._driver.on_files(lambda: self._begin(taken, point, iter(chunks)))
+        # A node that closes takes no snapshot any more.
+        with contextlib.suppress(NodeClosed):
+            self._driver.on_files(lambda: self._begin(taken, point, iter(chunks)))
 
     def _begin(self, taken: Manifest, point: SnapshotPoint, chunks: Iterator[bytes]) -> None:
         try:
@@ -53,7 +55,10 @@ class ContentKeeper:
             writer.abort()
             self._failed(taken, error)
             return
-        self._driver.on_files(lambda: self._write(taken, writer, chunks))
+        try:
+            self._driver.on_files(lambda: self._write(taken, writer, chunks))
+        except NodeClosed:
+            writer.abort()
 
     def _failed(self, taken: Manifest, error: BaseException) -> None:
         logger.error("no snapshot was taken at entry %s: %s", taken.index, error)

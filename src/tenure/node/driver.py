@@ -158,8 +158,11 @@ class Driver(NodeThread):
         self.post(lambda core: core.snapshot_taken(taken, read_clocks()))
 
     def on_files(self, work: Callable[[], T]) -> Future[T]:
-        """Run ``work`` on the thread of the snapshot files. Any thread."""
-        return self._files.submit(work)
+        """Run ``work`` on the thread of the snapshot files. Any thread; :class:`tenure.NodeClosed` if it has ended."""
+        try:
+            return self._files.submit(work)
+        except RuntimeError:
+            raise NodeClosed from None
 
     def out_of_office(self) -> Future[None]:
         """Resolves once this member neither leads nor is on its way in or out of office. Any thread."""
@@ -176,11 +179,11 @@ class Driver(NodeThread):
 
     async def main(self) -> None:
         """See :class:`NodeThread`."""
-        self._stopping = asyncio.Event()
+        stopping = self.begin_stopping()
         try:
             await self._open()
             self._opened.set_result(None)
-            await self._enrol_and_run(self._stopping)
+            await self._enrol_and_run(stopping)
         except BaseException as error:  # noqa: BLE001 - R2: storage errors, engine panics and bugs all end the node.
             self.fail(error)
         finally:
@@ -240,8 +243,9 @@ class Driver(NodeThread):
                     return
                 stores = _required(self._stores)
                 await self._disk.run(lambda: stores.directory.enrol(enrolment))
-                self.roster.enrol(enrolment)
                 await self._build_core(enrolment)
+                # Only now: who is let in is noted durably, and the disk's thread has just read the same store.
+                self.roster.enrol(enrolment)
                 logger.info("this node belongs to cluster %s now", enrolment.record.cluster_id)
             _required(self._links).members_changed()
             self._tick()
@@ -305,7 +309,12 @@ class Driver(NodeThread):
 
     def _note_seen(self, hello: Hello) -> None:
         directory = _required(self._stores).directory
-        self._disk.watched(lambda: directory.note_seen(hello.directory_id, hello.starts, hello.incarnation))
+        try:
+            self._disk.watched(lambda: directory.note_seen(hello.directory_id, hello.starts, hello.incarnation))
+        except BaseException as error:
+            # The transport takes it for a handshake that failed; but a disk that fails ends the node (R2).
+            self.fail(error)
+            raise
 
     def _feed(self, event: Callable[[MemberCore], list[Effect]]) -> None:
         """Step the core and run its effects; whatever goes wrong ends the node (R2)."""
@@ -473,10 +482,13 @@ class Driver(NodeThread):
         if self._fence is not None:
             closers.append(self._fence.close())
         await asyncio.gather(*closers, return_exceptions=True)
+        if self._links is not None and self._links.exchange is not None:
+            self._files.submit(self._links.exchange.end)
+        # What is written there ends before the lock is given up: the next life must not meet it.
+        await asyncio.get_running_loop().run_in_executor(None, self._files.shutdown)
         if self._stores is not None:
             await self._disk.run(self._stores.close)
         self._disk.close()
-        self._files.shutdown(wait=False)
 
 
 def _required(part: T | None) -> T:

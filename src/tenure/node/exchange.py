@@ -238,6 +238,14 @@ class SnapshotExchange:
             logger.warning("snapshot %s is given up: %s", fetch.content.id, why)
             self._spawn(self._drop(fetch.writer))
 
+    def end(self) -> None:
+        """On the file thread, when nothing else will come: nothing stays open."""
+        fetch, self._fetch = self._fetch, None
+        if fetch is not None:
+            fetch.writer.abort()
+        for peer in list(self._served):
+            self._forget(peer)
+
     async def _drop(self, writer: SnapshotWriter) -> None:
         await self._run(writer.abort)
 

@@ -7,8 +7,8 @@ import contextlib
 import logging
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
-from typing import TypeVar
+from concurrent.futures import Future, InvalidStateError
+from typing import Any, TypeVar
 
 from tenure.errors import EngineFailed, InvariantViolated, NodeClosed, StorageError, TenureError
 
@@ -28,6 +28,9 @@ class NodeThread:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._opened: Future[None] = Future()
         self._stopping: asyncio.Event | None = None
+        self._stop_asked = False
+        self._questions: set[Future[Any]] = set()
+        self._ended = False
 
     async def main(self) -> None:
         """What the thread does; it resolves ``_opened`` and ends after ``_stopping``."""
@@ -73,8 +76,16 @@ class NodeThread:
 
     def stop(self) -> None:
         """Ask the thread to end. Any thread."""
+        self._stop_asked = True
         if self._stopping is not None:
             self.call(self._stopping.set)
+
+    def begin_stopping(self) -> asyncio.Event:
+        """Called once by ``main``, first of all: set when the thread has to end, also if that was asked for before."""
+        self._stopping = stopping = asyncio.Event()
+        if self._stop_asked:
+            stopping.set()
+        return stopping
 
     def join(self, timeout_seconds: float) -> bool:
         """Wait for the thread; False if it did not end in time."""
@@ -104,13 +115,18 @@ class NodeThread:
         future: Future[T] = Future()
 
         def answer() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
             try:
                 future.set_result(question())
             except BaseException as error:  # noqa: BLE001 - whatever it is belongs to who asked.
                 future.set_exception(error)
 
-        if self._loop is None or self._loop.is_closed():
-            future.set_exception(NodeClosed())
+        # Noted before the look at the end, which looks at what is noted: one of the two always answers.
+        self._questions.add(future)
+        future.add_done_callback(self._questions.discard)
+        if self._loop is None or self._ended:
+            _refuse(future)
         else:
             self.call(answer)
         return future
@@ -122,6 +138,16 @@ class NodeThread:
                 runner.run(self.main())
         except BaseException as error:  # noqa: BLE001 - the thread's last word: whatever it was must reach the owner.
             self.fail(error)
+        finally:
+            self._ended = True
+            for future in list(self._questions):
+                _refuse(future)
+
+
+def _refuse(future: Future[Any]) -> None:
+    """Nobody is left to answer."""
+    with contextlib.suppress(InvalidStateError):
+        future.set_exception(NodeClosed())
 
 
 def as_failure(error: BaseException) -> BaseException:
