@@ -8,7 +8,7 @@ UV_PIN := uv==0.13.9
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint verify fix lock bench-raft clean
+.PHONY: help setup demo test test-fast fuzzy lint verify fix lock bench-raft clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -23,6 +23,10 @@ test: setup ## all tests, those with several real processes included
 
 test-fast: setup ## the tests that start no cluster of processes
 	@$(BIN)/pytest -m "not processes" $(ARGS)
+
+SEEDS ?= 20
+fuzzy: setup ## the fuzzy scenarios of the Raft node against real processes, many seeds (SEEDS=20)
+	@FUZZY_SEEDS=$(SEEDS) $(BIN)/pytest tests/processes/test_raft_fuzzy.py $(ARGS)
 
 lint: setup ## format, lint and types of Python and Rust; writes nothing
 	@$(BIN)/ruff format --check .

