@@ -21,7 +21,7 @@ from typing import Any
 
 import tenure
 from tenure.config import from_mapping
-from tenure.raft import Node
+from tenure.raft import Node, Ports
 
 NAMES = ("one", "two", "three")
 
@@ -70,7 +70,7 @@ async def answer(node: Node, state: Dictionary, line: str) -> str:
         return f"unknown, look before you try again: {error}"
 
 
-async def main(name: str, addresses: list[str]) -> None:
+async def main(name: str, addresses: list[str], ports: Ports | None = None) -> None:
     """Run one member until its input ends."""
     peers = {peer: {"raft": address, "url": "http://unused"} for peer, address in zip(NAMES, addresses, strict=True)}
     config = from_mapping(
@@ -81,7 +81,7 @@ async def main(name: str, addresses: list[str]) -> None:
         }
     )
     state = Dictionary()
-    async with Node.open(config, state) as node:
+    async with Node.open(config, state, ports=ports) as node:
         reader = asyncio.StreamReader()
         await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
         while line := (await reader.readline()).decode():
