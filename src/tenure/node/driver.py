@@ -328,20 +328,16 @@ class Driver(NodeThread):
             self.fail(error)
 
     def _run(self, core: MemberCore, effects: list[Effect]) -> None:
-        queue, sent = deque(effects), False
+        queue = deque(effects)
         while queue:
             effect = queue.popleft()
             match effect:
                 case Send(peer, payload):
                     if self._links is not None:
                         self._links.send(peer, payload)
-                        sent = True
                 case Persist():
-                    # It is the last one: the core hands nothing out while it waits for it.
-                    if sent and (effect.must_sync or effect.entries):
-                        # What was sent leaves once this callback returns: the peers write while this disk does.
-                        asyncio.get_running_loop().call_soon(self._feed, partial(self._persist, effect))
-                        return
+                    # It is the last one: the core hands nothing out while it waits for it. What was sent before it
+                    # is in the sockets by now, so the peers write while this disk does.
                     queue.extend(self._persist(effect, core))
                 case TakeSnapshot(taken) if not self._listener.has_content:
                     queue.extendleft(reversed(core.snapshot_taken(taken, read_clocks())))

@@ -38,7 +38,7 @@ from tenure.core.effects import (
     TakeSnapshot,
 )
 from tenure.core.manifest import Manifest
-from tenure.core.member import MemberCore
+from tenure.core.member import MemberCore, View
 from tenure.core.state_machine import StateMachine
 from tenure.errors import NodeClosed, OutcomeUnknown, ProposalDropped, QuorumUnavailable
 from tenure.node.administration import Administration
@@ -109,7 +109,7 @@ class RaftNode(Administration):
         self._outbox: deque[tuple[bytes, object]] = deque()
         self._outbox_woken = False
         self._inbox: deque[UserEffect] = deque()
-        self._inbox_woken = False
+        self._inbox_due = self._inbox_woken = False
         self._gathering = False
         self._restoring: asyncio.Task[None] | None = None
         self._brought = Restoring(Path(config.node.data_dir), fsm, self._driver)
@@ -258,21 +258,25 @@ class RaftNode(Administration):
             # Where a command stands in the log is of use only to what comes after it.
             return
         if not isinstance(effect, Apply) or not self._requests.is_idle():
-            self._inbox_woken = True
-            # The frames of this step leave first: a woken application takes the interpreter's lock.
-            self._driver.soon(self._wake_for_inbox)
+            self._inbox_due = True
         elif not self._gathering:
             self._gathering = True
             self._driver.soon(self._end_gathering, delay_seconds=_GATHER_SECONDS)
 
-    def _wake_for_inbox(self) -> None:
-        self._on_loop(self._take_inbox)
+    def published(self, view: View) -> None:
+        """See :class:`Listener`. The step is over: a woken application takes the interpreter's lock."""
+        super().published(view)
+        if self._inbox_due:
+            self._wake_for_inbox()
 
     def _end_gathering(self) -> None:
         self._gathering = False
         if self._inbox and not self._inbox_woken:
-            self._inbox_woken = True
             self._wake_for_inbox()
+
+    def _wake_for_inbox(self) -> None:
+        self._inbox_due, self._inbox_woken = False, True
+        self._on_loop(self._take_inbox)
 
     def on_failure(self, error: BaseException) -> None:
         """See :class:`Listener`."""
