@@ -133,3 +133,49 @@ async def test_node_that_is_closed_before_its_thread_has_begun_ends(tmp_path: Pa
     with pytest.raises(asyncio.CancelledError):
         await opening
     DataDirectory.open(tmp_path / "a", node_name="a", cluster_name="payments").close()
+
+
+@pytest.mark.asyncio
+async def test_R1_removal_that_a_member_has_applied_is_on_its_disk(tmp_path: Path):
+    """A commit that comes alone is not; but who was removed goes then: a restart must not ask for its vote again."""
+    async with running(tmp_path) as replicas:
+        await replicas.apply(b"before")
+        await replicas.agree()
+        leader = await replicas.leader()
+        removed, stays = (name for name in "abc" if name != leader.name)
+        await leader.remove(removed)
+        await replicas.until(lambda: replicas.nodes[stays].stats().voters == 2)
+        index = replicas.nodes[stays].stats().applied_index
+        await replicas.stop(stays)
+        with DataDirectory.inspect(tmp_path / stays) as directory:
+            assert directory.log.load().commit >= index
+
+
+@pytest.mark.asyncio
+async def test_removed_node_stays_until_the_others_have_applied_it(tmp_path: Path):
+    """As long as they may ask for its vote; a node that is started again in between is removed all the same."""
+    async with running(tmp_path, "ab") as replicas:
+        await replicas.apply(b"before")
+        await replicas.agree()
+        leader = await replicas.leader()
+        other = next(name for name in "ab" if name != leader.name)
+        core = replicas.nodes[other]._driver._core
+        assert core is not None
+        links = replicas.nodes[other]._driver._links
+        assert links is not None
+        hooks = links.transport._hooks  # type: ignore[union-attr]
+        last = core.consensus.engine.last_index
+
+        def deaf_behind_the_entry(sender: int, payload: bytes) -> None:
+            if core.consensus.engine.last_index == last:
+                links.route(sender, payload)
+
+        object.__setattr__(hooks, "on_payload", deaf_behind_the_entry)
+        await leader.remove(leader.name)
+        assert leader.failed is not None
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(leader.failed), 1.5)
+        object.__setattr__(hooks, "on_payload", links.route)
+        await replicas.until(replicas.nodes[other].is_leader_hint)
+        async with asyncio.timeout(BOUND_SECONDS):
+            assert isinstance(await leader.failed, tenure.MemberRemoved)

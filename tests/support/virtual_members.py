@@ -337,16 +337,35 @@ class ReplicatingCluster(VirtualCluster):
         assert replica.seen == expected, "a snapshot stands for another history than the log's"
 
     def _members_changed(self, node: Node, membership: Membership) -> None:
-        self.replicas[node.raft_id].roster.applied(membership)
+        replica, core = self.replicas[node.raft_id], self.core(node.raft_id)
+        assert replica.log is not None
+        replica.log.save(first=0, last=0, entries=b"", hard_state=core.applied_hard_state())
+        replica.roster.applied(membership)
         self._members_known(node)
-        core = self.core(node.raft_id)
         if core.removed:
+            self._go_when_let_go(node, core, membership.voters)
+
+    def _go_when_let_go(self, node: Node, core: MemberCore, voters: Sequence[int]) -> None:
+        """It goes once most of the voters refuse it, by a word that reaches it."""
+        refusing = [
+            voter
+            for voter in voters
+            if voter in self.nodes
+            and self.nodes[voter].running
+            and not self.nodes[voter].paused
+            and not {(voter, node.raft_id), (node.raft_id, voter)} & self.cut
+            and not self.admits(voter, node.raft_id)
+        ]
+        if node.core is not core:
+            return
+        if 2 * len(refusing) > len(voters):
             self.after(REMOVED_MS, lambda: self._end_removed(node, core))
+        else:
+            self.after(TELL_MS, lambda: self._go_when_let_go(node, core, voters))
 
     def _end_removed(self, node: Node, core: MemberCore) -> None:
         if node.core is core:
             self.crash(node.raft_id)
-        if node.raft_id in self.nodes and not node.running:
             self.gone[node.raft_id] = self.replicas[node.raft_id]
             del self.nodes[node.raft_id]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from support.virtual_cluster import Node
 from support.virtual_members import ReplicatingCluster
 from tenure.core.effects import Compact, Declined, Effect, MembersChanged, Persist, Proposed, Proved, TakeSnapshot
+from tenure.core.membership import Remove
 from tenure.core.snapshots import SnapshotLimits
 
 
@@ -126,3 +127,47 @@ def test_one_snapshot_is_under_way_when_the_leaders_overtook_the_one_before():
     cluster.advance(3500)
     assert [effect.ticket for effect in _told(cluster, late, Proved) if isinstance(effect, Proved)] == ["first", "next"]
     assert len(_told(cluster, late, TakeSnapshot)) == 2
+
+
+def test_R3_removed_voter_stays_and_is_let_in_until_its_vote_is_needed_no_more():
+    """The removal stands on both disks; that it is committed reached a learner alone, which tells the other voter.
+
+    That one has not applied it, so its engine asks for the vote of who was removed: were that one gone, or refused, no
+    leader could be found any more, though everybody lives.
+    """
+    cluster = ReplicatingCluster(2, fenced=False)
+    leader = _leading(cluster)
+    other = next(node for node in cluster.nodes.values() if node is not leader)
+    cluster.change(leader.raft_id, [cluster.add_directory("new")])
+    assert cluster.advance(2000, until=lambda: len(cluster.nodes) == 3 and cluster.agree())
+    cluster.advance(500)
+    cluster.delay_ms[other.raft_id, leader.raft_id] = 50
+    name = cluster.replicas[leader.raft_id].name
+    cluster.change(leader.raft_id, [Remove(name)])
+    engine = cluster.core(other.raft_id).consensus.engine
+    last = engine.last_index
+    assert cluster.advance(40, until=lambda: engine.last_index > last)
+    cluster.cut |= {(leader.raft_id, other.raft_id)}
+    cluster.advance(3000)
+    assert cluster.core(leader.raft_id).removed
+    assert cluster.core(other.raft_id).applied_index == last
+    assert cluster.replicas[other.raft_id].roster.find(name) is None
+    cluster.heal()
+    assert cluster.advance(10_000, until=lambda: cluster.leaders() == [other.raft_id]), cluster.standings()
+    assert cluster.advance(3000, until=lambda: leader.raft_id in cluster.gone)
+
+
+def test_removal_that_was_applied_is_not_forgotten():
+    """A commit that came alone is not durable; whoever was removed goes once it is applied, and must not be needed."""
+    cluster = ReplicatingCluster(2, fenced=False)
+    leader = _leading(cluster)
+    other = next(node for node in cluster.nodes.values() if node is not leader)
+    cluster.advance(500)
+    name = cluster.replicas[leader.raft_id].name
+    cluster.change(leader.raft_id, [Remove(name)])
+    core = cluster.core(other.raft_id)
+    assert cluster.advance(1000, until=lambda: len(core.membership().voters) == 1)
+    cluster.crash(other.raft_id)
+    cluster.crash(leader.raft_id)
+    cluster.restart(other.raft_id)
+    assert cluster.advance(10_000, until=lambda: cluster.leaders() == [other.raft_id]), cluster.standings()

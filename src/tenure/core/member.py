@@ -331,6 +331,10 @@ class MemberCore:
         """The last log entry that this member acknowledged to this leader; 0 if this one does not lead."""
         return next((entry[1] for entry in self._engine.progress() if entry[0] == raft_id), 0)
 
+    def applied_hard_state(self) -> tuple[int, int, int]:
+        """Term, vote, and how far the log is applied, so committed and durable."""
+        return self._engine.term, self._engine.vote, self.applied_index
+
     @property
     def removed(self) -> bool:
         """True once this member has applied its own removal."""

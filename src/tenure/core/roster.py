@@ -40,7 +40,7 @@ class Roster:
         self.applicants: dict[str, Hello] = {}
         #: Counts every change of what ``membership`` returns.
         self.version = 0
-        self._ids: tuple[int, dict[str, int]] = (-1, {})
+        self._let_in: tuple[int, dict[str, MemberRecord]] = (-1, {})
 
     @property
     def enrolment(self) -> Enrolment | None:
@@ -77,6 +77,21 @@ class Roster:
         self.version += 1
         return True
 
+    def let_in(self) -> dict[str, MemberRecord]:
+        """By name, whose frames are taken: the members, and whoever was one at the state that is applied here.
+
+        As long as this member has not applied a removal, its engine asks for that vote: without it no leader might be
+        found that tells of the removal. Of another lineage nobody is needed (R16).
+        """
+        if self._let_in[0] != self.version:
+            newest, applied = self.membership(), self._applied
+            records: dict[str, MemberRecord] = {}
+            for membership in (applied, newest):
+                if membership is not None and newest is not None and membership.lineage == newest.lineage:
+                    records |= {record.name: record for record in membership.members}
+            self._let_in = (self.version, records)
+        return self._let_in[1]
+
     def find(self, name: str) -> MemberRecord | None:
         """The member of that name."""
         membership = self.membership()
@@ -86,18 +101,12 @@ class Roster:
 
     def raft_id_of(self, name: str) -> int | None:
         """The raft id of the member of that name. Cheap: it is asked for every frame."""
-        if self._ids[0] != self.version:
-            membership = self.membership()
-            members = () if membership is None else membership.members
-            self._ids = (self.version, {record.name: record.raft_id for record in members})
-        return self._ids[1].get(name)
+        record = self.let_in().get(name)
+        return None if record is None else record.raft_id
 
     def name_of(self, raft_id: int) -> str | None:
         """The name of a member by its raft id."""
-        membership = self.membership()
-        if membership is None:
-            return None
-        return next((record.name for record in membership.members if record.raft_id == raft_id), None)
+        return next((record.name for record in self.let_in().values() if record.raft_id == raft_id), None)
 
     def welcome_for(self, hello: Hello) -> Welcome | None:
         """What a new directory is told that is a member here: founded with this one, or added since."""
@@ -151,7 +160,7 @@ class Roster:
                 "force on one side; stop the members of the side that is not to live, give each a new data directory, "
                 "and run 'tenure member add' for it on the other side"
             )
-        record = self.find(other.name)
+        record = self.let_in().get(other.name)
         if record is None:
             return f"{other.name} is not a member of this cluster: it was removed, or never added"
         replace = f"run 'tenure member replace {other.name}' and give that node a new data directory"

@@ -134,7 +134,7 @@ class Administration(Listener, Inspection):
         await self.change_members([Demote(name)], timeout_ms=timeout_ms)
 
     async def remove(self, name: str, *, timeout_ms: int = CHANGE_TIMEOUT_MS) -> None:
-        """Remove the member for good; its node ends by itself. Raises as :meth:`add_learner`.
+        """Remove the member for good; its node ends by itself once most voters know. Raises as :meth:`add_learner`.
 
         A leader may remove itself: its lease ends when the change is applied (R12), and the others elect.
         """

@@ -27,7 +27,6 @@ from typing import Any, TypeVar
 import msgspec
 
 from tenure.config import Config
-from tenure.core import manifest
 from tenure.core.effects import (
     Apply,
     Compact,
@@ -68,7 +67,6 @@ from tenure.node.listener import Listener
 from tenure.node.opening import Stores, build_core, limits_of
 from tenure.node.ports import Ports
 from tenure.node.thread import NodeThread, as_failure
-from tenure.storage import StoredSnapshot
 from tenure.transport import load_certificates
 from tenure.types import State
 
@@ -99,7 +97,7 @@ class Driver(NodeThread):
         self._leaving: list[Future[None]] = []
         self._failing = threading.Lock()
         self._frames: list[tuple[int, bytes]] = []
-        self._removed = False
+        self._staying_for: tuple[int, ...] = ()  # While removed: the voters whose election may need its own vote.
         self._last_standing: tuple[Phase, str, int, str | None] | None = None
         self._last_shown: tuple[State, int, str | None] = (State.FOLLOWER, 0, None)
         self.incarnation = secrets.randbits(63) | 1
@@ -295,6 +293,8 @@ class Driver(NodeThread):
         self._feed(lambda running: running.tick(read_clocks()))
         if self._links is not None:
             self._links.tick()
+            if self._links.let_go_by(self._staying_for):
+                self._feed(self._go)
 
     def _receive(self, sender: int, payload: bytes) -> None:
         if self._core is None:
@@ -308,12 +308,11 @@ class Driver(NodeThread):
         return core.receive_all(frames, read_clocks())
 
     def _note_seen(self, hello: Hello) -> None:
-        directory = _required(self._stores).directory
+        directory = self.stores.directory
         try:
             self._disk.watched(lambda: directory.note_seen(hello.directory_id, hello.starts, hello.incarnation))
         except BaseException as error:
-            # The transport takes it for a handshake that failed; but a disk that fails ends the node (R2).
-            self.fail(error)
+            self.fail(error)  # R2: the transport would take it for a handshake that failed.
             raise
 
     def _feed(self, event: Callable[[MemberCore], list[Effect]]) -> None:
@@ -380,27 +379,30 @@ class Driver(NodeThread):
         stores = _required(self._stores)
         if taken.index > core.snapshot_index:
             # Else a snapshot of the leader came in between, and its content is the one that is needed.
-            stored = StoredSnapshot(taken.index, taken.term, manifest.encode(taken))
-            self._disk.watched(lambda: stores.log.compact(stored))
+            self._disk.watched(lambda: stores.compact(taken))
             needed = taken.content.id if taken.content is not None else None
             self.on_files(lambda: stores.snapshots.prune(needed=needed))
         return core.compacted(taken, read_clocks())
 
     def _note_change(self, core: MemberCore, effect: MembersChanged | SettingsChanged) -> None:
         if isinstance(effect, SettingsChanged):
-            directory = _required(self._stores).directory
-            self._disk.watched(lambda: directory.keep_settings(effect.settings))
+            self._disk.watched(lambda: self.stores.directory.keep_settings(effect.settings))
             return
+        # Whoever is refused from now on may go: that must not be forgotten, or its vote would be needed again.
+        self._disk.watched(lambda: self.stores.keep_commit(core.applied_hard_state()))
         self.roster.applied(effect.membership)
         if self._links is not None and self._links.transport is not None:
             # The core is being stepped right now: what it is told of this waits until it is done.
             self.soon(self._links.members_changed)
-        enrolment = self.roster.enrolment
-        if core.removed and not self._removed and enrolment is not None:
-            self._removed = True
-            directory = _required(self._stores).directory
-            self._disk.watched(lambda: directory.enrol(msgspec.structs.replace(enrolment, removed=True)))
-            self.soon(partial(self.fail, removal(self._config.node.name)), delay_seconds=REMOVED_SECONDS)
+        if core.removed:
+            self._staying_for = effect.membership.voters
+
+    def _go(self, _: MemberCore) -> list[Effect]:
+        """This member is removed, and most voters have applied it: nobody asks for its vote any more."""
+        self._staying_for = ()
+        self._disk.watched(self.stores.retire)
+        self.soon(partial(self.fail, removal(self._config.node.name)), delay_seconds=REMOVED_SECONDS)
+        return []
 
     def _begin_fence(self, core: MemberCore, effect: ReadFence | RaiseFence) -> None:
         if self._fence is None:

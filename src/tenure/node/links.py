@@ -8,7 +8,7 @@ members is told to every member that is connected, so that one that lags still l
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -104,7 +104,8 @@ class Links:
         if membership is None:
             known = configured
         else:
-            known = {record.name: configured.get(record.name, record.address) for record in membership.members}
+            records = self._roster.let_in().values()
+            known = {record.name: configured.get(record.name, record.address) for record in records}
         return {name: address for name, address in known.items() if name != self._config.node.name and address}
 
     def send(self, peer: int, payload: bytes) -> None:
@@ -168,6 +169,11 @@ class Links:
             by_reason.setdefault(why, []).append(name)
         told = [f"refused by {', '.join(names)}: {why}" for why, names in by_reason.items()]
         return msgspec.structs.replace(view, reason="; ".join(told))
+
+    def let_go_by(self, voters: Sequence[int]) -> bool:
+        """Whether most of ``voters`` refuse this member, which is removed: those have applied it (see the roster)."""
+        refusing = sum(self._roster.name_of(voter) in self._refusals for voter in voters)
+        return 2 * refusing > len(voters) > 0
 
     def _note_refused(self, name: str, why: str) -> None:
         if self._refusals.get(name) != why:

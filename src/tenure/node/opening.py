@@ -7,9 +7,13 @@ import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from tenure.config import Config
+from tenure.core import manifest
 from tenure.core.commands import Settings
 from tenure.core.fsm import Enrolment
+from tenure.core.manifest import Manifest
 from tenure.core.member import MemberCore
 from tenure.core.snapshots import SnapshotLimits
 from tenure.instants import NS_PER_MS
@@ -17,7 +21,7 @@ from tenure.node.clocks import read_clocks
 from tenure.node.engine import binding, build_engine, restored_at
 from tenure.node.founding import settings_of
 from tenure.node.ports import Ports
-from tenure.storage import DataDirectory, LogStore, SnapshotStore
+from tenure.storage import DataDirectory, LogStore, SnapshotStore, StoredSnapshot
 
 logger = logging.getLogger("tenure.node")
 
@@ -45,6 +49,20 @@ class Stores:
             directory.close()
             raise
         return cls(directory, log, snapshots, openings)
+
+    def compact(self, taken: Manifest) -> None:
+        """Let ``taken`` stand durably for the log up to its index."""
+        self.log.compact(StoredSnapshot(taken.index, taken.term, manifest.encode(taken)))
+
+    def keep_commit(self, hard_state: tuple[int, int, int]) -> None:
+        """Make durable that everything up to that commit index is committed: a commit that comes alone is not."""
+        self.log.save(first=0, last=0, entries=b"", hard_state=hard_state)
+
+    def retire(self) -> None:
+        """Make durable that the member of this directory was removed."""
+        enrolment = self.directory.enrolment
+        if enrolment is not None:
+            self.directory.enrol(msgspec.structs.replace(enrolment, removed=True))
 
     def close(self) -> None:
         """Close all of it; the lock goes last."""
