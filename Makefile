@@ -8,10 +8,11 @@ UV_PIN := uv==0.13.9
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast fuzzy lint verify fix lock bench-raft clean
+.PHONY: help setup demo test test-fast fuzzy lint verify fix lock bench-raft \
+	bench-raft-sizes bench-raft-voters bench-raft-idle bench-raft-long clean
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 setup: $(VENV)/.installed $(VENV)/.binding ## the virtual environment, the compiled binding and the three packages
 
@@ -49,6 +50,18 @@ lock: $(VENV)/.uv ## compile requirements/dev.in to the hashed lock
 
 bench-raft: setup ## our Raft node beside its peers, ten minutes (QUICK=1: under one; ARGS="--help")
 	@$(BIN)/python -m bench.raft.run $(ARGS)
+
+bench-raft-sizes: setup ## the same for payloads of 256 B to 1 MiB (QUICK=1: under a minute)
+	@$(BIN)/python -m bench.raft.series sizes $(ARGS)
+
+bench-raft-voters: setup ## the same for 3, 5 and 7 voters (QUICK=1: under a minute)
+	@$(BIN)/python -m bench.raft.series voters $(ARGS)
+
+bench-raft-idle: setup ## what a cluster costs that does nothing (QUICK=1: under a minute)
+	@$(BIN)/python -m bench.raft.series idle $(ARGS)
+
+bench-raft-long: setup ## our Raft node over the life of a log (ENTRIES=10000000; QUICK=1: under a minute)
+	@$(BIN)/python -m bench.raft.long $(if $(ENTRIES),--entries $(ENTRIES)) $(ARGS)
 
 clean: ## remove the virtual environment and everything that was built
 	@rm -rf $(VENV) raft/target dist raft/python/tenure_raft/*.so

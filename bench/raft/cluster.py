@@ -25,10 +25,12 @@ from bench.raft.figures import Idle, Measured
 ELECTION_SECONDS_MAX = 30.0
 CATCH_UP_SECONDS_MAX = 30.0
 SHUTDOWN_SECONDS_MAX = 10.0
-#: What a load may take beyond its own length before it counts as hung.
 #: How long after its process a node's last event may still arrive.
 END_SECONDS_MAX = 5.0
+#: What a load may take beyond its own length before it counts as hung.
 LOAD_SLACK_SECONDS = 30.0
+#: A log that is filled more slowly than this counts as hung.
+FILL_RATE_MIN = 500
 
 #: From this node's index, the addresses of all voters and an empty directory to the command that runs the node.
 NodeCommand = Callable[[int, Sequence[str], Path], list[str]]
@@ -50,6 +52,18 @@ class Load:
     seconds: float
     warm_up_seconds: float
     payload_bytes: int
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What one node holds at one instant. ``disk_mb``: what its files occupy, by first name in its directory."""
+
+    memory_mb: float
+    disk_mb: dict[str, float]
+    commit_index: int
+    snapshot_index: int
+    #: After how many entries this node is set to take a snapshot.
+    snapshot_entries: int
 
 
 class Cluster:
@@ -109,6 +123,21 @@ class Cluster:
             follower_cpu_us_per_op=_mean(spent) / 1000 / result["ops"],
         )
 
+    def fill(self, count: int, *, in_flight: int, payload_bytes: int) -> float:
+        """Put ``count`` operations into the log, check that every node applied them, and tell the seconds it took."""
+        began = time.monotonic()
+        self._nodes[self._leader].ask(do="fill", count=count, in_flight=in_flight, payload_bytes=payload_bytes)
+        self._wait("filled", seconds=LOAD_SLACK_SECONDS + count / FILL_RATE_MIN)
+        span = time.monotonic() - began
+        self._acknowledged += count
+        self._verify_applied()
+        return span
+
+    def footprints(self) -> list[Footprint]:
+        """What each node holds now, the leader's first."""
+        order = sorted(range(len(self._nodes)), key=lambda index: index != self._leader)
+        return [self._footprint(index) for index in order]
+
     def idle(self, seconds: float) -> Idle:
         """Do nothing for a while and tell what that cost."""
         began, before = time.monotonic(), self._cpu_ns()
@@ -156,6 +185,17 @@ class Cluster:
                     time.sleep(0.02)
                 self._nodes[index].ask(do="applied")
                 applied = self._wait("applied", seconds=CATCH_UP_SECONDS_MAX)[1]["count"]
+
+    def _footprint(self, index: int) -> Footprint:
+        self._nodes[index].ask(do="log")
+        _, log = self._wait("log", seconds=CATCH_UP_SECONDS_MAX)
+        return Footprint(
+            memory_mb=_resident_mb(self._nodes[index].pid),
+            disk_mb=occupied_mb(self._directories[index]),
+            commit_index=log["commit_index"],
+            snapshot_index=log["snapshot_index"],
+            snapshot_entries=log["snapshot_entries"],
+        )
 
     def _cpu_ns(self) -> list[int]:
         try:
@@ -220,6 +260,16 @@ def free_addresses(count: int) -> list[str]:
             listener.bind(("127.0.0.1", 0))
             ports.append(listener.getsockname()[1])
     return [f"127.0.0.1:{port}" for port in ports]
+
+
+def occupied_mb(directory: Path) -> dict[str, float]:
+    """What all files below occupy on the disk, summed by the first part of their path, in millions of bytes."""
+    sums: dict[str, float] = {}
+    for path in directory.rglob("*"):
+        with suppress(FileNotFoundError):  # A running node removes what it has compacted.
+            first = path.relative_to(directory).parts[0]
+            sums[first] = sums.get(first, 0.0) + path.stat().st_blocks * 512 / 1e6
+    return dict(sorted(sums.items()))
 
 
 def _cpu_ns(pid: int) -> int:

@@ -1,6 +1,6 @@
-"""The disk's own rate: appends of 4 KiB, each followed by fdatasync, by one writer and by three at once.
+"""The disk's own rate: appends of one block, each followed by fdatasync, by one writer or several at once.
 
-    python -m bench.raft.disk DIRECTORY
+    python -m bench.raft.disk DIRECTORY       blocks of 4 KiB, one writer and three
 
 It is the limit that no durable log passes with one operation in flight. The writers are threads with a file each:
 write and fdatasync run without the interpreter's lock, which leaves it idle for nearly all of the time.
@@ -33,12 +33,12 @@ class DiskRate:
     p99_ms: float
 
 
-def disk_rate(directory: Path, *, writers: int, seconds: float) -> DiskRate:
+def disk_rate(directory: Path, *, writers: int, seconds: float, block_bytes: int = BLOCK_BYTES) -> DiskRate:
     """Measure in ``directory`` and leave nothing there. OSError: the disk is full or failed."""
     start = threading.Barrier(writers)
     files = [directory / f"append-{number}" for number in range(writers)]
     with ThreadPoolExecutor(writers) as pool:
-        spans = list(pool.map(lambda file: _append(file, start, seconds), files))
+        spans = list(pool.map(lambda file: _append(file, start, seconds, block_bytes), files))
     for file in files:
         file.unlink()
     ordered = sorted(span for of_writer in spans for span in of_writer)
@@ -46,9 +46,9 @@ def disk_rate(directory: Path, *, writers: int, seconds: float) -> DiskRate:
     return DiskRate(writers, rate, percentile(ordered, 50) / 1e6, percentile(ordered, 99) / 1e6)
 
 
-def _append(file: Path, start: threading.Barrier, seconds: float) -> Sequence[int]:
+def _append(file: Path, start: threading.Barrier, seconds: float, block_bytes: int) -> Sequence[int]:
     """The span of each append in nanoseconds, at least one."""
-    block, spans = os.urandom(BLOCK_BYTES), list[int]()
+    block, spans = os.urandom(block_bytes), list[int]()
     with file.open("wb", buffering=0) as out:
         start.wait()
         until = time.perf_counter_ns() + int(seconds * 1e9)

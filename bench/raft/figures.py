@@ -67,6 +67,16 @@ class Row:
     ratio: float | None = None
 
 
+@dataclass(frozen=True)
+class IdleSpread:
+    """What a cluster costs that does nothing, over all rounds."""
+
+    leader_memory_mb: Spread
+    leader_cpu_percent: Spread
+    follower_memory_mb: Spread
+    follower_cpu_percent: Spread
+
+
 def percentile(ordered: Sequence[float], percent: int) -> float:
     """The nearest rank in samples that are already sorted; 0 if there are none."""
     if not ordered:
@@ -111,32 +121,55 @@ def best_rows(all_rows: Iterable[Row], reference: Iterable[str]) -> dict[int, Ro
 
 def median_idle(rounds: Sequence[Idle]) -> Idle:
     """Each figure's own median. ValueError if there is no round."""
+    over = idle_spread(rounds)
+    return Idle(
+        leader_memory_mb=over.leader_memory_mb.median,
+        leader_cpu_percent=over.leader_cpu_percent.median,
+        follower_memory_mb=over.follower_memory_mb.median,
+        follower_cpu_percent=over.follower_cpu_percent.median,
+    )
+
+
+def idle_spread(rounds: Sequence[Idle]) -> IdleSpread:
+    """Each figure's own median and range. ValueError if there is no round."""
+    if not rounds:
+        raise ValueError("the cost of idling was asked for, and no round idled")
     columns = zip(*(astuple(one) for one in rounds), strict=True)
-    return Idle(*(spread(column).median for column in columns))
+    return IdleSpread(*(spread(column) for column in columns))
 
 
-def table(all_rows: Sequence[Row], labels: Mapping[str, str], syncs: Mapping[str, str]) -> str:
-    """The figures for people: one block for each number in flight, systems in the order of ``labels``."""
+def table(
+    all_rows: Sequence[Row], labels: Mapping[str, str], syncs: Mapping[str, str], *, payload_bytes: int | None = None
+) -> str:
+    """The figures for people: one block for each number in flight, systems in the order of ``labels``.
+
+    With ``payload_bytes``, the size of each operation, there is a column for the megabytes a second that were carried.
+    """
     wide = max((len(label) for label in labels.values()), default=0)
     head = (
         f"  {'':{wide}}  {'syncs':>5}  {'ops/s':>8}  {'[range]':>19}  {'p50 ms':>8}  {'p99 ms':>8}"
         f"  {'CPU us/op: leader':>17}  {'follower':>8}  {'x best of hashicorp':>19}"
     )
+    if payload_bytes is not None:
+        head += f"  {'MB/s':>7}"
     lines: list[str] = []
     for in_flight in sorted({row.in_flight for row in all_rows}):
         lines += ["", f"{in_flight} in flight", head]
         of_load = {row.system: row for row in all_rows if row.in_flight == in_flight}
-        lines += [_line(of_load[name], labels[name], syncs[name], wide) for name in labels if name in of_load]
+        lines += [
+            _line(of_load[name], labels[name], syncs[name], wide, payload_bytes) for name in labels if name in of_load
+        ]
     return "\n".join(lines[1:])
 
 
-def _line(row: Row, label: str, sync: str, wide: int) -> str:
+def _line(row: Row, label: str, sync: str, wide: int, payload_bytes: int | None) -> str:
     rate = row.ops_per_second
     ratio = "-" if row.ratio is None else f"{row.ratio:.2f}"
+    carried = "" if payload_bytes is None else f"  {rate.median * payload_bytes / 1e6:7.2f}"
     return (
         f"  {label:{wide}}  {sync:>5}  {rate.median:8,.0f}  {f'[{rate.low:,.0f}-{rate.high:,.0f}]':>19}"
         f"  {row.p50_ms.median:8.2f}  {row.p99_ms.median:8.2f}"
-        f"  {row.leader_cpu_us_per_op.median:17.1f}  {row.follower_cpu_us_per_op.median:8.1f}  {ratio:>19}"
+        f"  {row.leader_cpu_us_per_op.median:17.1f}  {row.follower_cpu_us_per_op.median:8.1f}  {ratio:>19}{carried}"
     )
 
 

@@ -71,6 +71,24 @@ async def drive(apply: Apply, request: dict[str, Any]) -> None:
     window.report()
 
 
+async def fill(apply: Apply, request: dict[str, Any]) -> None:
+    """Put ``count`` operations into the log, ``in_flight`` under way; nothing of it is measured here.
+
+    An error of ``apply`` ends it and is raised.
+    """
+    payload, clients = os.urandom(request["payload_bytes"]), request["in_flight"]
+
+    async def client(share: int) -> None:
+        for _ in range(share):
+            await apply(payload)
+
+    each, more = divmod(request["count"], clients)
+    async with asyncio.TaskGroup() as tasks:
+        for number in range(clients):
+            tasks.create_task(client(each + (number < more)))
+    report("filled")
+
+
 class Counter:
     """The state machine: counts what was applied."""
 
@@ -118,10 +136,17 @@ async def run(index: int, voters: Sequence[str], directory: Path) -> None:
         threading.Thread(target=read, daemon=True).start()
         announcing = asyncio.create_task(_announce(node))
         while (request := await inbox.get()) is not None:
-            if request["do"] == "load":
-                await drive(node.apply, request)
-            else:
-                report("applied", count=counter.applied)
+            match request["do"]:
+                case "load":
+                    await drive(node.apply, request)
+                case "fill":
+                    await fill(node.apply, request)
+                case "log":
+                    stats, every = node.stats(), config.raft.snapshot_entries
+                    places = {"commit_index": stats.commit_index, "snapshot_index": stats.snapshot_index}
+                    report("log", **places, snapshot_entries=every)
+                case _:
+                    report("applied", count=counter.applied)
         announcing.cancel()
 
 
