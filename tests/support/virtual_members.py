@@ -203,7 +203,7 @@ class ReplicatingCluster(VirtualCluster):
         return own.roster.admit(self._hello(own), self._hello(other)) is None
 
     def _send(self, sender: int, to: int, payload: bytes) -> None:
-        if to not in self.replicas or to in self.gone:
+        if to not in self.replicas or to in self.gone or not self.admits(sender, to):
             return
         super()._send(sender, to, payload)
 
@@ -214,7 +214,7 @@ class ReplicatingCluster(VirtualCluster):
         if node.paused:
             node.inbox_while_paused.append((sender, payload))
             return
-        if not (self.admits(to, sender) and self.admits(sender, to)):
+        if not self.admits(to, sender):
             return
         if envelopes.is_envelope(payload):
             heard = envelopes.decode(payload)

@@ -171,3 +171,22 @@ def test_removal_that_was_applied_is_not_forgotten():
     cluster.crash(leader.raft_id)
     cluster.restart(other.raft_id)
     assert cluster.advance(10_000, until=lambda: cluster.leaders() == [other.raft_id]), cluster.standings()
+
+
+def test_removed_member_goes_when_it_restarts_from_a_snapshot_behind_its_removal():
+    """Its log does not tell of the removal any more, the snapshot does."""
+    cluster = ReplicatingCluster(fenced=False)
+    leader = _leading(cluster)
+    gone = next(node for node in cluster.nodes.values() if node is not leader)
+    cluster.advance(500)
+    cluster.change(leader.raft_id, [Remove(cluster.replicas[gone.raft_id].name)])
+    core = cluster.core(gone.raft_id)
+    assert cluster.advance(1000, until=lambda: core.removed)
+    cluster.isolate(gone.raft_id)
+    cluster.run(gone, core.ask_snapshot(None, cluster.reading(gone)))
+    assert cluster.advance(400, until=lambda: core.snapshot_index > 0)
+    cluster.crash(gone.raft_id)
+    cluster.restart(gone.raft_id)
+    assert cluster.replicas[gone.raft_id].restored == 0
+    cluster.heal()
+    assert cluster.advance(3000, until=lambda: gone.raft_id in cluster.gone)

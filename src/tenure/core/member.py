@@ -106,18 +106,10 @@ class MemberCore:
         self.tick_ns = cadence.tick_ns
         self.consensus = Consensus(engine, raft_id=raft_id, cadence=cadence, started=started, binding=binding)
         self._binding = binding
-        self.state: ClusterState = initial_state(record) if restored is None else restored.state
-        self._first_effects: list[Effect] = []
-        if restored is not None:
-            # A crash may have come between the snapshot and the times that it brought.
-            changed = SettingsChanged(restored.state.settings, restored.index, restored.term)
-            self._first_effects = [RestoreSnapshot(restored), changed]
+        self.state: ClusterState = initial_state(record)
         self.snapshots = SnapshotSchedule(SnapshotLimits() if snapshot_limits is None else snapshot_limits)
-        if restored is not None and restored.content is not None:
-            self.snapshots.restored(restored.content.size)
-        #: The index up to which the log is compacted, and the term there.
-        self.snapshot_index = 0 if restored is None else restored.index
-        self._members_index = self.snapshot_index
+        #: The index up to which the log is compacted.
+        self.snapshot_index = self._members_index = 0
         self._transfer_to: int | None = None
         self.holding = HoldingMachine(
             raft_id=raft_id,
@@ -138,10 +130,12 @@ class MemberCore:
         self._term_seen = engine.term
         #: The highest term whose hard state is durable: what the status shows.
         self.durable_term = engine.term
-        self.applied_index = self.snapshot_index
-        self._applied_term = 0 if restored is None else restored.term
+        self.applied_index = self._applied_term = 0
         #: Every change of the term that this member observed since it started (``raft_election_count``).
         self.elections_observed = 0
+        self._commit_at_start = engine.commit
+        #: With the first event. A crash may have come between the snapshot and what it says of times and members.
+        self._first_effects: list[Effect] = [] if restored is None else self._restore(restored)
 
     # -- events ---------------------------------------------------------------------------------------------------
 
@@ -333,7 +327,7 @@ class MemberCore:
 
     def applied_hard_state(self) -> tuple[int, int, int]:
         """Term, vote, and how far the log is applied, so committed and durable."""
-        return self._engine.term, self._engine.vote, self.applied_index
+        return self._engine.term, self._engine.vote, max(self.applied_index, self._commit_at_start)
 
     @property
     def removed(self) -> bool:
@@ -378,7 +372,7 @@ class MemberCore:
         return MembersChanged(self.membership(), self._engine.joint, entries)
 
     def _restore(self, restored: Manifest) -> list[Effect]:
-        """A leader's snapshot took the place of the log and of both state machines."""
+        """A snapshot, a leader's or at the start, takes the place of the log and of both state machines."""
         self.state = restored.state
         self.applied_index, self._applied_term = restored.index, restored.term
         self.snapshot_index = self._members_index = restored.index
