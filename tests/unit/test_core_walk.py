@@ -426,7 +426,7 @@ class Walk(VirtualCluster):
     def _check_invariants(self) -> None:
         super()._check_invariants()
         if self.calm:
-            self._refusal(self.nodes[1])
+            self._refusal(next(iter(self.nodes.values())))
         for node in self.nodes.values():
             if node.core is None:
                 continue
