@@ -17,8 +17,10 @@ import pytest
 import tenure
 from support.replicas import BOUND_SECONDS, Numbers, Replicas, running
 from tenure.core.commands import RestorePart
+from tenure.core.snapshots import SnapshotLimits, SnapshotSchedule
 from tenure.node import restoring
 from tenure.node.restoring import Spool
+from tenure.raft import recover_cluster
 
 BROUGHT = [b"brought %d" % number for number in range(100)]
 
@@ -100,7 +102,7 @@ async def test_restore_replaces_the_state_of_all_members_when_one_is_away(tmp_pa
 
 @pytest.mark.asyncio
 async def test_restored_state_is_there_again_when_all_members_restart(tmp_path: Path):
-    """A snapshot follows the restore by itself, and its parts are not kept behind it."""
+    """A snapshot follows the restore by itself, and a restart begins there."""
     async with running(tmp_path) as replicas:
         leader = await replicas.leader()
         await leader.restore(content())
@@ -209,6 +211,26 @@ async def test_restore_goes_on_when_a_member_restarts_in_the_middle(tmp_path: Pa
         gate.open()
         await task
         await replicas.until(lambda: all(state == BROUGHT for state in seen(replicas).values()))
+
+
+@pytest.mark.asyncio
+async def test_survivor_of_a_lost_majority_forgets_half_a_restore(tmp_path: Path):
+    """A recovery by force reads a log with parts in it, and the term that follows continues none of them."""
+    async with running(tmp_path) as replicas:
+        async with half_brought(replicas) as (leader, task, _):
+            config = leader._config
+            cluster = (await leader.members()).cluster_id
+            for name in [leader.name, *sorted({*"abc"} - {leader.name})]:
+                replicas.cut(name)
+            for name in "abc":
+                await replicas.stop(name)
+            with pytest.raises(tenure.NodeClosed):
+                await task
+        await asyncio.to_thread(recover_cluster, config, all_others_are_dead=cluster)
+        await replicas.start(leader.name)
+        assert await replicas.apply(b"after") == 11
+        assert spool_of(replicas.nodes[leader.name]).term == 0
+        assert restored(replicas) == {leader.name: 0}
 
 
 @pytest.mark.asyncio
@@ -344,3 +366,11 @@ def test_spool_names_a_disk_that_gives_back_something_else(spool: Spool):
     spool._file.write(b"1")
     with pytest.raises(tenure.LogCorrupt, match="another state"):
         list(spool.chunks())
+
+
+def test_parts_of_a_restore_are_not_kept_behind_a_snapshot():
+    """Each is half a MiB in memory; who lags behind them gets the snapshot, which is as long."""
+    schedule = SnapshotSchedule(SnapshotLimits(keep_entries=10))
+    assert schedule.kept_behind(100) == 10
+    schedule.part_applied(95)
+    assert [schedule.kept_behind(index) for index in (94, 95, 100, 200)] == [0, 0, 5, 10]

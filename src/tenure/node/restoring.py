@@ -122,15 +122,14 @@ class Restoring:
         self._spool = Spool(folder)
         #: A snapshot was due in the middle of a restore.
         self._snapshot_waits = False
-        self._bringing = False
+        self._bringer: Bringer | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def bring(self, chunks: Iterable[bytes], submit: Submit, *, term: int, timeout_ms: int) -> None:
         """As the leader of ``term``, send ``chunks`` to all members; raises as :meth:`Bringer.bring`."""
-        if self._bringing:
+        if self._bringer is not None:
             raise ProposalDropped("another restore is under way on this member: nothing was proposed")
-        bringer = Bringer(submit, timeout_ms=timeout_ms)
-        self._bringing = True
+        self._bringer = bringer = Bringer(submit, timeout_ms=timeout_ms)
         try:
             await bringer.bring(chunks)
         except BaseException:
@@ -139,7 +138,7 @@ class Restoring:
             task.add_done_callback(self._tasks.discard)
             raise
         finally:
-            self._bringing = False
+            self._bringer = None
 
     def apply(self, part: RestorePart, *, term: int) -> bool:
         """A part was committed in ``term``; False if it continues nothing that is here.
@@ -179,6 +178,8 @@ class Restoring:
     def end(self) -> None:
         """The node is closed or has failed. Idempotent."""
         self._spool.drop()
+        if self._bringer is not None:
+            self._bringer.end()
         for task in self._tasks:
             task.cancel()
 
@@ -203,12 +204,14 @@ class Bringer:
         self._deadline = time.monotonic() + timeout_ms / 1000
         self._id = secrets.token_bytes(16)
         self._in_flight: deque[asyncio.Future[Any]] = deque()
+        self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def bring(self, chunks: Iterable[bytes]) -> None:
         """Send everything; returns once the own state machine has been restored.
 
         Raises:
             NotLeader, ProposalDropped: surely not restored, now or later.
+            NodeClosed: the node ended; surely not restored unless the last part stood in the log.
             OutcomeUnknown: the last part is on its way, and nothing is known of it at the deadline.
             Whatever reading ``chunks`` raised: surely not restored.
         """
@@ -217,12 +220,12 @@ class Bringer:
             number, piece = 0, await self._read(pieces) or b""
             while (following := await self._read(pieces)) is not None:
                 while len(self._in_flight) >= IN_FLIGHT_MAX:
-                    await self._settle_oldest()
+                    await _settle(self._in_flight.popleft())
                 part = encode_part(RestorePart(self._id, number, piece))
                 self._in_flight.append(asyncio.ensure_future(self._submit(part, self._left_ms())))
                 number, piece = number + 1, following
             while self._in_flight:
-                await self._settle_oldest()
+                await _settle(self._in_flight.popleft())
         finally:
             for future in self._in_flight:
                 future.cancel()
@@ -231,32 +234,45 @@ class Bringer:
         if not await self._submit(encode_part(last), self._left_ms()):
             raise _overtaken()
 
+    def end(self) -> None:
+        """The node is closed or has failed."""
+        if not self._ended.done():
+            self._ended.set_result(None)
+
     async def give_up(self) -> None:
         """Have every member forget what came of it; raises as ``apply`` does."""
         await self._submit(encode_part(RestorePart(self._id, 0, b"", given_up=True)), _GIVE_UP_TIMEOUT_MS)
 
     async def _read(self, pieces: Iterator[bytes]) -> bytes | None:
+        """The next piece. Whoever reads a slow source hears at once that it is of no use any more."""
+        reading = asyncio.ensure_future(asyncio.to_thread(next, pieces, None))
         try:
-            async with asyncio.timeout(self._left_ms() / 1000) as patience:
-                return await asyncio.to_thread(next, pieces, None)
-        except TimeoutError:
-            if not patience.expired():
-                raise
-            raise _late() from None
-
-    async def _settle_oldest(self) -> None:
-        try:
-            taken = await self._in_flight.popleft()
-        except OutcomeUnknown:
-            raise _late() from None
-        if not taken:
-            raise _overtaken()
+            while not reading.done():
+                news: set[asyncio.Future[Any]] = {reading, self._ended, *self._in_flight}
+                await asyncio.wait(news, timeout=self._left_ms() / 1000, return_when=asyncio.FIRST_COMPLETED)
+                if self._ended.done():
+                    raise NodeClosed
+                for future in [future for future in self._in_flight if future.done()]:
+                    self._in_flight.remove(future)
+                    await _settle(future)
+            return reading.result()
+        finally:
+            reading.cancel()
 
     def _left_ms(self) -> int:
         left = int(1000 * (self._deadline - time.monotonic()))
         if left <= 0:
             raise _late()
         return left
+
+
+async def _settle(part: asyncio.Future[Any]) -> None:
+    try:
+        taken = await part
+    except OutcomeUnknown:
+        raise _late() from None
+    if not taken:
+        raise _overtaken()
 
 
 def _pieces(chunks: Iterable[bytes]) -> Iterator[bytes]:
