@@ -164,7 +164,8 @@ class Cluster:
         try:
             index, said = self._events.get(timeout=seconds)
         except queue.Empty:
-            raise MeasurementFailed(f"no node said {event!r} within {seconds:.0f} s") from None
+            logs = "".join(_tail(directory / "node.log") for directory in self._directories)
+            raise MeasurementFailed(f"no node said {event!r} within {seconds:.0f} s{logs}") from None
         if said["event"] != event:
             log = self._directories[index] / "node.log"
             detail = said.get("problem", "")

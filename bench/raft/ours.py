@@ -26,6 +26,8 @@ from bench.raft.preparation import Unavailable
 from bench.raft.speech import Window, report, requests
 
 Apply = Callable[[bytes], Awaitable[object]]
+#: After how long a leader that could not serve yet is asked again.
+RETRY_SECONDS = 0.05
 
 
 def prepare() -> None:
@@ -134,7 +136,7 @@ async def run(index: int, voters: Sequence[str], directory: Path) -> None:
 
     async with Node.open(config, counter) as node:
         threading.Thread(target=read, daemon=True).start()
-        announcing = asyncio.create_task(_announce(node))
+        announcing = asyncio.create_task(announce(node))
         while (request := await inbox.get()) is not None:
             match request["do"]:
                 case "load":
@@ -150,13 +152,33 @@ async def run(index: int, voters: Sequence[str], directory: Path) -> None:
         announcing.cancel()
 
 
-async def _announce(node: Any) -> None:
-    """Say once, as the first leader of the run, that this node leads: the benchmark fails a run that changes it."""
-    async for event in node.observe():
-        if event.role == "leader":
+async def announce(node: Any) -> None:
+    """Say once, as the first leader of the run, that this node leads: the benchmark fails a run that changes it.
+
+    An error that no leadership explains is said too: nobody awaits this task, and silence would look like no leader.
+    """
+    try:
+        async for event in node.observe():
+            if event.role == "leader" and await _serves(node):
+                report("leader")
+                return
+    except Exception as error:
+        report("failed", problem=f"waiting for the leadership: {error!r}")
+        raise
+
+
+async def _serves(node: Any) -> bool:
+    """Whether this leader has applied all that came before it; False once it leads no more."""
+    from tenure import NotLeader, OutcomeUnknown, ProposalDropped
+
+    while node.is_leader_hint():
+        try:
             await node.barrier()
-            report("leader")
-            return
+        except (NotLeader, OutcomeUnknown, ProposalDropped):
+            await asyncio.sleep(RETRY_SECONDS)
+        else:
+            return True
+    return False
 
 
 def main() -> None:

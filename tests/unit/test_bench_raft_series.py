@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,8 @@ from bench.raft import long, ours, series  # noqa: E402
 from bench.raft.cluster import Cluster, MeasurementFailed, NodeCommand, occupied_mb  # noqa: E402
 from bench.raft.figures import Idle, Measured, Spread, idle_spread, rows, table  # noqa: E402
 from bench.raft.systems import System  # noqa: E402
+
+from tenure import OutcomeUnknown, ProposalDropped  # noqa: E402
 
 #: A node without Raft: the first voter leads, counts what it is asked for and takes snapshots unless told not to.
 FAKE_NODE = """
@@ -109,6 +112,50 @@ async def test_our_fill_applies_as_many_as_asked_when_they_do_not_divide_evenly(
     await ours.fill(apply, {"count": count, "in_flight": in_flight, "payload_bytes": 8})
     assert (done, most) == (count, in_flight)
     assert json.loads(capsys.readouterr().out) == {"event": "filled"}
+
+
+class Leading:
+    """What a benchmark's node asks of a leader; its barriers end as ``ends`` says, in turn."""
+
+    def __init__(self, *ends: Exception | None) -> None:
+        self.ends = list(ends)
+
+    async def observe(self) -> AsyncIterator[SimpleNamespace]:
+        yield SimpleNamespace(role="follower")
+        yield SimpleNamespace(role="leader")
+
+    def is_leader_hint(self) -> bool:
+        return True
+
+    async def barrier(self) -> None:
+        if (end := self.ends.pop(0)) is not None:
+            raise end
+
+
+@pytest.mark.asyncio
+async def test_our_leader_is_announced_once_when_its_first_barriers_fail(capsys: Any) -> None:
+    await ours.announce(Leading(OutcomeUnknown("no answer"), ProposalDropped("not taken"), None))
+    assert json.loads(capsys.readouterr().out) == {"event": "leader"}
+
+
+@pytest.mark.asyncio
+async def test_our_leader_says_what_went_wrong_when_its_barrier_raises_anything_else(capsys: Any) -> None:
+    with pytest.raises(OSError, match="no space"):
+        await ours.announce(Leading(OSError("no space")))
+    said = json.loads(capsys.readouterr().out)
+    assert (said["event"], "no space" in said["problem"]) == ("failed", True)
+
+
+def test_cluster_shows_the_logs_of_its_nodes_when_none_leads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def mute(index: int, voters: Sequence[str], directory: Path) -> list[str]:
+        return [sys.executable, "-c", f"import sys; print('node {index} is alone', file=sys.stderr); sys.stdin.read()"]
+
+    monkeypatch.setattr("bench.raft.cluster.ELECTION_SECONDS_MAX", 3.0)
+    with (
+        pytest.raises(MeasurementFailed, match=r"no node said 'leader'(?s:.*)node 2 is alone"),
+        Cluster(mute, directories(tmp_path)),
+    ):
+        pytest.fail("a cluster without a leader was entered")
 
 
 def test_cluster_fills_and_tells_the_leaders_footprint_first_when_asked(tmp_path: Path) -> None:
