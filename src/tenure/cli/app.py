@@ -18,7 +18,7 @@ from tenure.errors import TenureError
 
 _COMMANDS = {
     "demo": ("tenure.cli.demo:demo", "A database, payment nodes and a stream of payments on this machine."),
-    "recover": ("tenure.cli.recover:app", "Looks at a cluster and says which node is the true leader."),
+    "recover": ("tenure.cli.recover:app", "Says which node is the true leader; gives a lost majority up."),
     "member": ("tenure.cli.member:app", "Lists and changes the members of a running cluster."),
     "settings": ("tenure.cli.settings:app", "Shows or changes the times of a running cluster."),
     "fence": ("tenure.cli.fence:app", "Installs, shows and rebases the fence in PostgreSQL."),

@@ -41,8 +41,8 @@ def verify(
 ) -> ExitCode:
     """Check every checksum of the log, its hard state, its records and the snapshots; name the first that fails.
 
-    With --endpoint each of these nodes checks its own while it runs. Exit code: 0 all is well, 5 a record fails its
-    checksum or is missing, 4 a node runs on the directory.
+    With --endpoint each of these nodes checks its own while it runs; no running node is looked for by default. Exit
+    code: 0 all is well, 5 a record fails its checksum or is missing, 4 a node runs on the directory.
     """
     if connection is not None and connection.endpoint:
         return _verify_running(connection, output)
@@ -80,7 +80,8 @@ def inspect(
 ) -> None:
     """Print term, vote, commit index and the ends of the log, then its entries with what they say.
 
-    With --endpoint each of these nodes tells where its log stands, without its entries.
+    With --endpoint each of these nodes tells where its log stands, without its entries; no running node is looked for
+    by default.
     """
     if connection is not None and connection.endpoint:
         _inspect_running(connection, output)

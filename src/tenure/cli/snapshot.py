@@ -58,7 +58,7 @@ def inspect(
 ) -> ExitCode:
     """Print every snapshot with its place, its members, size and hash, and whether it is whole.
 
-    With --endpoint each of these nodes tells its own while it runs.
+    With --endpoint each of these nodes tells its own while it runs; no running node is looked for by default.
     Exit code: 0 all are whole, 5 one is damaged or the one that the log starts with is missing.
     """
     if connection is not None and connection.endpoint:

@@ -72,7 +72,7 @@ def stopped(data_dir: Path | None, config: Path | None) -> Iterator[DataDirector
         except DirectoryInUse as error:
             raise CommandError(
                 str(error),
-                next_step="stop the node first, or ask it while it runs: tenure log verify --endpoint URL",
+                next_step="stop the node first, or ask it while it runs: the same command with --endpoint URL",
                 code=ExitCode.REFUSED,
             ) from None
         yield directory
@@ -82,7 +82,10 @@ def _folder(data_dir: Path | None, config: Path | None) -> Path:
     if data_dir is not None:
         return data_dir
     if config is None:
-        raise CommandError("name the node's directory: --data-dir DIR, or --config FILE", code=ExitCode.USAGE)
+        raise CommandError(
+            "name a stopped node's directory (--data-dir DIR, or --config FILE), or running nodes (--endpoint URL)",
+            code=ExitCode.USAGE,
+        )
     from tenure.config import load
 
     return Path(load(config).config.node.data_dir)

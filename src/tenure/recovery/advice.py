@@ -53,7 +53,9 @@ def advise(judgement: Judgement, *, namespace: str) -> list[Step]:
             Step(
                 "Wait for an election",
                 "A leader needs a majority of the members that reach one another, and it waits the old lease out. "
-                "If none comes within half a minute, look at why the members do not answer or do not reach each other.",
+                "If none comes within half a minute, look at why the members do not answer or do not reach each other. "
+                "Only where more than half of the voters lost their disks for good: tenure recover quorum "
+                "(docs/operating/lost-quorum.md).",
                 (Command(f"kubectl get pods -n {shlex.quote(namespace)} -o wide"),),
             )
         )
