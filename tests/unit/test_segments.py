@@ -162,8 +162,9 @@ def test_store_names_the_segment_that_is_missing(tmp_path: Path, filled: tuple[I
     assert len(image) >= 3
     for name in image:
         folder = put(tmp_path / name, {other: data for other, data in image.items() if other != name})
-        with pytest.raises(LogCorrupt, match="missing"):
+        with pytest.raises(LogCorrupt, match="missing") as caught:
             opened(folder)
+        assert caught.value.path == str(folder / name)
         assert len(image_of(folder)) == len(image) - 1
 
 
@@ -274,6 +275,48 @@ def test_R7_log_that_is_gone_is_damage_and_not_a_new_one(tmp_path: Path):
         with pytest.raises(LogCorrupt, match="is missing"):
             assert directory.log
     directory.close()
+
+
+def test_store_finds_a_last_segment_that_was_cut_short(tmp_path: Path, filled: tuple[Image, StoredLog]):
+    """Also where it ends with a whole record: what followed was acknowledged."""
+    image, _ = filled
+    name = max(image)
+    count = len(image[name])
+    for length in (0, *range(8, count, 8)):
+        folder = put(tmp_path / f"short-{length}", image | {name: image[name][:length]})
+        with pytest.raises(LogCorrupt) as caught:
+            loaded(folder)
+        assert caught.value.path == str(folder / name)
+
+
+def test_store_finds_a_lost_sector_in_which_one_record_ended_and_the_last_one_began(tmp_path: Path):
+    """The end of the last record is left: the one before it had been acknowledged, and was not cut."""
+    store = opened(tmp_path / "store")
+    for index in (1, 2):
+        store.save(first=index, last=index, entries=b"e" * 900, hard_state=(index, 1, 0))
+    store.close()
+    image = image_of(tmp_path / "store")
+    name, data = next(iter(image.items()))
+    border = (data.index(MARK, data.index(MARK, 1) + 1) // SECTOR) * SECTOR
+    folder = put(tmp_path / "lost", {name: data[:border] + bytes(SECTOR) + data[border + SECTOR :]})
+    with pytest.raises(LogCorrupt, match="fails its checksum"):
+        loaded(folder)
+
+
+@pytest.mark.parametrize("error", [errno.EOPNOTSUPP, errno.EINVAL])
+def test_store_writes_zeros_where_the_file_system_cannot_allocate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int
+):
+    def refuse(*_: object) -> NoReturn:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(segments_module.os, "posix_fallocate", refuse)
+    store = SegmentLogStore(tmp_path, segment_bytes=(2 << 20) + SECTOR)
+    store.save(first=1, last=1, entries=b"one", hard_state=(1, 1, 0))
+    status = next(tmp_path.iterdir()).stat()
+    assert status.st_size == (2 << 20) + SECTOR <= 512 * status.st_blocks
+    assert store.load().batches == (b"one",)
+    store.close()
 
 
 def test_directory_that_is_inspected_shows_its_log_and_stays_as_it_is(tmp_path: Path):

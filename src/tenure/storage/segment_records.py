@@ -10,7 +10,8 @@ A segment is zeros wherever nothing was written yet, and a disk writes whole sec
 sector of zeros where the record has none, and one that rotted has not: the head counts the sectors of zeros that it
 came with, and both ends of a record are marks. Only a record that nothing valid follows can have been cut, because the
 next one is written after its save has returned. It must never take damage for a cut: a save that was acknowledged
-would be lost in silence.
+would be lost in silence. Sectors of the last record that turned to zeros by themselves are the exception: nothing in a
+log can tell them from a cut.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Kind(enum.IntEnum):
     """What a record says."""
 
     #: The start of a segment: the newest snapshot and the hard state, so that no earlier segment is needed for them,
-    #: and as ``first`` the number of the first segment that counted when it was written.
+    #: as ``first`` the number of the first segment that counted when it was written, as ``last`` the file's length.
     HEAD = 1
     #: One call of ``save``; with a snapshot it replaces everything before it.
     SAVE = 2
@@ -75,18 +76,26 @@ class Scan(NamedTuple):
     """The whole records of a segment, where they end, and what comes then."""
 
     records: list[Record]
+    #: Where the last of them begins, and where it ends.
+    last: int
     end: int
     ending: Ending
+
+
+def size_of(record: Record) -> int:
+    """How many bytes ``record`` takes."""
+    size = HEAD_SIZE + len(record.entries) + len(END_MARK)
+    size += 0 if record.snapshot is None else len(record.snapshot.data)
+    return size + -size % 8
 
 
 def encode(record: Record, *, segment: int, offset: int) -> bytes:
     """The bytes of ``record`` at its place: they are valid nowhere else."""
     snapshot = record.snapshot
     place, term, data = (0, 0, b"") if snapshot is None else (snapshot.index, snapshot.term, snapshot.data)
-    size = HEAD_SIZE + len(data) + len(record.entries)
-    padding = -size % 8
+    size = size_of(record)
+    padding = size - HEAD_SIZE - len(data) - len(record.entries) - len(END_MARK)
     content = b"".join((data, record.entries, bytes(padding), END_MARK))
-    size += padding + len(END_MARK)
     zeros = _zero_sectors(bytes(HEAD_SIZE) + content, offset, skip=HEAD_SIZE) if _ZEROS in content else 0
     numbers = (record.sequence, record.first, record.last, *record.hard_state, place, term)
     head = _HEAD.pack(MARK, size, len(data), len(record.entries), zeros, zlib.crc32(content), record.kind, *numbers)
@@ -96,17 +105,17 @@ def encode(record: Record, *, segment: int, offset: int) -> bytes:
 def scan(data: bytes, *, segment: int) -> Scan:
     """Read the segment number ``segment`` from its start to its last whole record."""
     records: list[Record] = []
-    offset = 0
+    last = offset = 0
     while isinstance(found := read(data, segment, offset), tuple):
         record, size = found
         records.append(record)
-        offset += size
+        last, offset = offset, offset + size
     if found is Ending.CLEAN and data.count(0, offset) != len(data) - offset:
         # The first sector of a record is missing, later ones are there.
         found = Ending.CUT
-    if found is Ending.CUT and _follows(data, segment, offset):
+    if found is Ending.CUT and _is_followed(data, segment, offset):
         found = Ending.DAMAGED
-    return Scan(records, offset, found)
+    return Scan(records, last, offset, found)
 
 
 def newer_format(data: bytes) -> int | None:
@@ -124,7 +133,7 @@ def read(data: bytes, segment: int, offset: int) -> tuple[Record, int] | Ending:
         return Ending.CLEAN
     head = data[offset : offset + HEAD_SIZE]
     if mark != MARK or len(head) < HEAD_SIZE:
-        return Ending.DAMAGED
+        return Ending.DAMAGED if mark != MARK else _beyond_the_end(offset)
     if not _head_is_whole(head, segment, offset):
         # A head lies in one sector or in two; of a cut one the second is missing.
         rest = head[SECTOR - offset % SECTOR :]
@@ -133,11 +142,18 @@ def read(data: bytes, segment: int, offset: int) -> tuple[Record, int] | Ending:
     sequence, first, last, term, vote, commit, place, snapshot_term = numbers
     record = data[offset : offset + size]
     content = memoryview(record)[HEAD_SIZE:]
-    if len(record) < size or zlib.crc32(content) != checksum:
+    if len(record) < size:
+        return _beyond_the_end(offset)
+    if zlib.crc32(content) != checksum:
         return Ending.CUT if _zero_sectors(record, offset) > zeros else Ending.DAMAGED
     snapshot = StoredSnapshot(index=place, term=snapshot_term, data=bytes(content[:data_size])) if place else None
     entries = bytes(content[data_size : data_size + entries_size])
     return Record(Kind(kind), sequence, (term, vote, commit), first, last, entries, snapshot), size
+
+
+def _beyond_the_end(offset: int) -> Ending:
+    """What a record is that the file is too short for: its length is durable once the first one is, not before."""
+    return Ending.CUT if offset == 0 else Ending.DAMAGED
 
 
 def _head_is_whole(head: bytes, segment: int, offset: int) -> bool:
@@ -156,8 +172,13 @@ def _zero_sectors(record: bytes, offset: int, *, skip: int = 0) -> int:
     return sum(start >= skip and record.count(0, start, end) == end - start for start, end in pieces)
 
 
-def _follows(data: bytes, segment: int, offset: int) -> bool:
-    """Whether a whole head stands anywhere behind the record at ``offset``: then that one was written to its end."""
+def _is_followed(data: bytes, segment: int, offset: int) -> bool:
+    """Whether anything stands behind the record at ``offset``: then that one was written to its end once."""
+    head = data[offset : offset + HEAD_SIZE]
+    if len(head) == HEAD_SIZE and _head_is_whole(head, segment, offset):
+        end: int = offset + _HEAD.unpack_from(head)[1]
+        return data.count(0, end) < len(data) - end
+    # Its size is not known. A whole head behind it tells.
     place = data.find(MARK, offset + len(MARK))
     while place >= 0:
         head = data[place : place + HEAD_SIZE]

@@ -23,7 +23,18 @@ from pathlib import Path
 
 from tenure.errors import LogCorrupt, StorageError, StorageFull, SyncFailed
 from tenure.storage.log_store import StoredLog, StoredSnapshot
-from tenure.storage.segment_records import SEAL_SIZE, Ending, Kind, Record, Scan, encode, newer_format, read, scan
+from tenure.storage.segment_records import (
+    SEAL_SIZE,
+    Ending,
+    Kind,
+    Record,
+    Scan,
+    encode,
+    newer_format,
+    read,
+    scan,
+    size_of,
+)
 
 #: The length of a segment, but for one whose first record needs more.
 SEGMENT_BYTES = 16 << 20
@@ -32,6 +43,10 @@ REMOVE_SEGMENTS_MAX = 2
 #: What one step of ``verify`` checks at most: records, and bytes once it has checked one record.
 VERIFY_RECORDS_MAX = 256
 VERIFY_BYTES_MAX = 1 << 20
+_WRITE_THROUGH = os.O_RDWR | os.O_DSYNC | os.O_CLOEXEC
+_ZEROS_AT_ONCE = 1 << 20
+#: What a file system says that cannot allocate.
+_CANNOT_ALLOCATE = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 _NAME = re.compile(r"(\d{20})\.segment")
 
 
@@ -107,7 +122,7 @@ class SegmentLogStore:
             folder: Theirs alone.
             segment_bytes: How long a new segment is, unless one record needs more.
             known_as: The path that errors name instead, where ``folder`` is a copy.
-            must_exist: No segment at all is damage, and not a new store.
+            must_exist: A log without any record is damage, and not a new store.
 
         Raises:
             LogCorrupt: a record is damaged or missing; it is named.
@@ -124,15 +139,21 @@ class SegmentLogStore:
         self._segment = self._offset = self._size = 0
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            if must_exist and not self._numbers():
-                raise self._corrupt(1, "it is missing, and so are all that followed it", None)
-            self._open()
+            # An earlier life may have ended before its names were durable, and what is saved now relies on them.
+            _sync_folder(folder.parent)
+            _sync_folder(folder)
+            self._open(must_exist=must_exist)
         except OSError as error:
             self.close()
             raise self._explain(error) from error
         except BaseException:
             self.close()
             raise
+
+    @property
+    def holds_log(self) -> bool:
+        """Whether anything was ever saved in it."""
+        return self._places.sequence > 1
 
     # -- what the protocol promises ---------------------------------------------------------------------------------
 
@@ -239,17 +260,19 @@ class SegmentLogStore:
         """Make ``segment`` durable with its first record, and write into it from now on."""
         places = self._places
         head = Record(Kind.HEAD, places.sequence + 1, places.hard_state, first=places.floor, snapshot=places.snapshot)
-        data = encode(head, segment=segment, offset=0)
-        size = max(self._segment_bytes, len(data) + needed + SEAL_SIZE)
-        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_DSYNC | os.O_CLOEXEC
-        descriptor = os.open(self._path(segment), flags, 0o600)
+        size = max(self._segment_bytes, size_of(head) + needed + SEAL_SIZE)
+        data = encode(head._replace(last=size), segment=segment, offset=0)
+        path = self._path(segment)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
-            os.posix_fallocate(descriptor, 0, size)
+            _allocate(descriptor, size)
             self._write(descriptor, data, 0)
-            _sync_folder(self._folder)
-        except BaseException:
+            # A synchronous write would make durable only as much of the length as it needs itself.
+            os.fsync(descriptor)
+        finally:
             os.close(descriptor)
-            raise
+        _sync_folder(self._folder)
+        descriptor = os.open(path, _WRITE_THROUGH)
         self._descriptor, self._segment, self._offset, self._size = descriptor, segment, len(data), size
         places.note(segment, head)
 
@@ -272,13 +295,17 @@ class SegmentLogStore:
 
     # -- opening and reading ------------------------------------------------------------------------------------------
 
-    def _open(self) -> None:
+    def _open(self, *, must_exist: bool) -> None:
         segments = self._segments()
         if not segments:
+            if must_exist:
+                raise self._corrupt(1, "it is missing, and so are all that followed it", None)
             self._begin(1, 0)
             return
         self._places, ends = self._replay(segments)
         self._places.batches.clear()
+        if must_exist and not ends[0].records:
+            raise self._corrupt(1, "its first record is missing", None)
         for stray in set(self._numbers()) - set(segments):
             # Removed, and back after a power cut: the removal of a newer one was durable, and this one was not.
             self._path(stray).unlink()
@@ -290,24 +317,35 @@ class SegmentLogStore:
         if not segments:
             self._begin(1, 0)
             return
-        if len(segments) > 1 and ends[-2].records[-1].kind is not Kind.SEAL:
-            # The crash came after the next segment was made, and before this was said.
-            descriptor = self._reopen(segments[-2], ends[-2])
-            self._seal(descriptor, ends[-2].end, segments[-2])
-            os.close(descriptor)
         self._segment, self._offset = segments[-1], ends[-1].end
         self._descriptor = self._reopen(segments[-1], ends[-1])
         self._size = os.fstat(self._descriptor).st_size
+        if len(segments) > 1:
+            # Only now, for it says that the last one is durable. Where the crash came in between, it is not said yet.
+            older, found = segments[-2], ends[-2]
+            descriptor = self._reopen(older, found)
+            try:
+                if found.records[-1].kind is not Kind.SEAL:
+                    self._seal(descriptor, found.end, older)
+            finally:
+                os.close(descriptor)
 
     def _reopen(self, segment: int, found: Scan) -> int:
-        """A descriptor to go on writing behind the last whole record of ``segment``."""
-        descriptor = os.open(self._path(segment), os.O_RDWR | os.O_DSYNC | os.O_CLOEXEC)
-        if found.ending is Ending.CUT:
-            # What follows has to be zeros again, or a later cut could not be told from damage.
-            size = os.fstat(descriptor).st_size
-            os.ftruncate(descriptor, found.end)
-            os.posix_fallocate(descriptor, 0, size)
+        """A descriptor to go on writing behind the last whole record of ``segment``, which is durable by then.
+
+        Reading shows what is in memory: a write that failed, or that the end of the process cut short, is there and
+        need not be on the disk, and a sync would not bring it there any more. So the last record is written again, and
+        zeros over what follows it: a later cut could not be told from damage else.
+        """
+        data = self._path(segment).read_bytes()
+        rest = len(data[found.end :].rstrip(b"\0"))
+        descriptor = os.open(self._path(segment), _WRITE_THROUGH)
+        try:
+            self._write(descriptor, data[found.last : found.end] + bytes(rest), found.last)
             os.fsync(descriptor)
+        except BaseException:
+            os.close(descriptor)
+            raise
         return descriptor
 
     def _replay(self, segments: list[int]) -> tuple[_Replay, list[Scan]]:
@@ -333,7 +371,7 @@ class SegmentLogStore:
                 # Without a seal only the first record of the next one can be there.
                 raise self._corrupt(segment, f"the record at byte {found.end} is missing", _next_index(found))
         if segments[0] > replay.floor or (not ends[0].records and segments[0] > 1):
-            raise self._corrupt(replay.floor, "it is missing, and no snapshot stands for its entries", None)
+            raise self._corrupt(segments[0] - 1, "it is missing, and no snapshot stands for its entries", None)
         return replay, ends
 
     def _scan(self, segment: int) -> Scan:
@@ -342,7 +380,13 @@ class SegmentLogStore:
         if newer is not None:
             path = self._named(segment)
             raise StorageError(f"{path} has format {newer}, which this version does not read: use the newer Tenure")
-        return scan(data, segment=segment)
+        found = scan(data, segment=segment)
+        if found.records and len(data) < found.records[0].last:
+            # Its length is durable before anything follows its first record.
+            if len(found.records) > 1:
+                raise self._corrupt(segment, f"it ends at byte {len(data)}", _next_index(found))
+            return Scan([], 0, 0, Ending.CUT)
+        return found
 
     def _numbers(self) -> list[int]:
         matches = (_NAME.fullmatch(path.name) for path in self._folder.iterdir())
@@ -379,6 +423,19 @@ def _next_index(found: Scan) -> int | None:
     """The first log index of which the record behind the last whole one may have been."""
     lasts = [record.last for record in found.records if record.entries and record.last]
     return lasts[-1] + 1 if lasts else None
+
+
+def _allocate(descriptor: int, size: int) -> None:
+    """Give the empty file its length, in zeros and with room on the disk for all of them."""
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    except OSError as error:
+        if error.errno not in _CANNOT_ALLOCATE:
+            raise
+        for offset in range(0, size, _ZEROS_AT_ONCE):
+            zeros = bytes(min(_ZEROS_AT_ONCE, size - offset))
+            if os.pwrite(descriptor, zeros, offset) < len(zeros):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
 
 
 def _sync_folder(folder: Path) -> None:
