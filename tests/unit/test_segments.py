@@ -277,6 +277,36 @@ def test_R7_log_that_is_gone_is_damage_and_not_a_new_one(tmp_path: Path):
     directory.close()
 
 
+@pytest.mark.parametrize("left", [0, 100, SECTOR])
+def test_R7_log_whose_only_segment_lost_its_content_is_damage_and_not_a_new_one(tmp_path: Path, left: int):
+    """A file system may bring a file back empty, or without what was in it."""
+    directory = directory_at(tmp_path)
+    directory.log.save(first=1, last=1, entries=b"one", hard_state=(1, 1, 0))
+    directory.close()
+    path = next((tmp_path / "log").iterdir())
+    path.write_bytes(bytes(left))
+    directory = directory_at(tmp_path)
+    for _ in range(2):
+        with pytest.raises(LogCorrupt, match="its first record is missing") as caught:
+            assert directory.log
+        assert caught.value.path == str(path)
+    directory.close()
+
+
+def test_R7_log_that_another_database_began_is_not_that_of_a_new_directory(tmp_path: Path):
+    """Without its database a directory is new, with a new id: it must not come with the entries of an older life."""
+    directory = directory_at(tmp_path)
+    directory.log.save(first=1, last=1, entries=b"one", hard_state=(1, 1, 0))
+    directory.close()
+    for path in tmp_path.glob("raft.sqlite3*"):
+        path.unlink()
+    directory = directory_at(tmp_path)
+    for _ in range(2):
+        with pytest.raises(LogCorrupt, match="knows nothing of"):
+            assert directory.log
+    directory.close()
+
+
 def test_store_finds_a_last_segment_that_was_cut_short(tmp_path: Path, filled: tuple[Image, StoredLog]):
     """Also where it ends with a whole record: what followed was acknowledged."""
     image, _ = filled

@@ -17,7 +17,7 @@ import msgspec
 
 from tenure.core.commands import Settings
 from tenure.core.fsm import ClusterRecord, Enrolment
-from tenure.errors import DirectoryInUse, StorageError, WrongCluster
+from tenure.errors import DirectoryInUse, LogCorrupt, StorageError, WrongCluster
 from tenure.storage.log_store import LogStore
 from tenure.storage.segments import SegmentLogStore
 from tenure.storage.snapshot_files import FileSnapshotStore
@@ -148,7 +148,7 @@ class DataDirectory:
         """The log, opened by the first call: segments, unless an earlier version has begun it in the database.
 
         Raises:
-            LogCorrupt: it is damaged, or gone.
+            LogCorrupt: it is damaged, gone, or that of another database.
             StorageError: it cannot be opened, or made.
         """
         if self._log is None:
@@ -156,11 +156,26 @@ class DataDirectory:
             if not marked and self.store.holds_log:
                 self._log = self.store
             else:
-                self._log = SegmentLogStore(self._segments, known_as=self.path / LOG, must_exist=marked)
+                log = SegmentLogStore(self._segments, known_as=self.path / LOG, must_exist=marked)
                 if not marked:
-                    # From now on a log that is not there was lost, and is not a new one.
-                    self.store.write_meta("log", b"segments")
+                    try:
+                        self._begin(log)
+                    except BaseException:
+                        log.close()
+                        raise
+                self._log = log
         return self._log
+
+    def _begin(self, log: SegmentLogStore) -> None:
+        """From now on a log that is not there was lost, and is not a new one."""
+        if log.holds_log:
+            path = str(self.path / LOG)
+            raise LogCorrupt(
+                f"{path}: it holds a log that {self.store.path} knows nothing of: that database is not the one it was "
+                "begun with; nothing was applied. Replace this member's data directory",
+                path=path,
+            )
+        self.store.write_meta("log", b"segments")
 
     @property
     def log_path(self) -> Path:
