@@ -123,10 +123,6 @@ class Administration(Listener, Inspection):
 
     async def promote(self, name: str, *, timeout_ms: int = CHANGE_TIMEOUT_MS) -> None:
         """Let the learner vote; raises as :meth:`add_learner`, and :class:`NotCaughtUp`."""
-        listed = await self.members()
-        if any(state.name == name and state.acknowledged_index == 0 for state in listed.members):
-            # The engine takes a new member for active before it has spoken, and a young log is never far behind.
-            raise NotCaughtUp(f"{name} has not acknowledged anything yet: is it running?", name=name)
         await self.change_members([Promote(name)], timeout_ms=timeout_ms)
 
     async def demote(self, name: str, *, timeout_ms: int = CHANGE_TIMEOUT_MS) -> None:
