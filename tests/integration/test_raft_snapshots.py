@@ -1,4 +1,4 @@
-"""Snapshots and compaction on real nodes: taken by themselves, restored at a start, sent to who lags (issue: step 2)."""
+"""Snapshots and compaction on real nodes: taken by themselves, restored at a start, sent to who lags."""
 
 from __future__ import annotations
 
