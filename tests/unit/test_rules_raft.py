@@ -52,9 +52,7 @@ def test_R1_nothing_overtakes_the_fsync_of_a_new_term_when_one_voter_has_a_learn
         raft_id=1, election_tick=10, heartbeat_tick=2, voters=[1], learners=[2], term=0, vote=0, commit=0, batches=[]
     )
     cadence = Cadence(tick_ns=10, heartbeat_tick=2, election_tick=10)
-    consensus = Consensus(
-        engine, raft_id=1, cadence=cadence, started=Reading(0, 0), binding=tenure_raft
-    )
+    consensus = Consensus(engine, raft_id=1, cadence=cadence, started=Reading(0, 0), binding=tenure_raft)
     effects: list[object] = []
     for now in range(10, 1000, 10):
         effects = list(consensus.pump(Reading(now, now)))
