@@ -243,3 +243,27 @@ async def test_dialler_takes_its_time_when_every_stream_is_closed_as_soon_as_it_
         await asyncio.sleep(1.0)
         await b.transport.close()
     assert 2 <= len(greeted) <= 8
+
+
+class _Closed:
+    """A stream whose connection has just died, as uvloop shows it: every call of its transport raises."""
+
+    head = b""
+
+    class writer:  # noqa: N801 - stands where a StreamWriter is.
+        class transport:  # noqa: N801
+            @staticmethod
+            def is_closing() -> bool:
+                return False
+
+            @staticmethod
+            def get_write_buffer_size() -> int:
+                raise RuntimeError("the handler is closed")
+
+
+def test_send_drops_and_does_not_raise_when_the_connection_has_just_died():
+    """What it raised ended the node: a peer that dies must never do that."""
+    transport = TcpTransport.__new__(TcpTransport)
+    transport._outgoing, transport.dropped_frames = {2: _Closed()}, 0  # type: ignore[dict-item]
+    transport.send(2, b"x")
+    assert transport.dropped_frames == 1

@@ -115,10 +115,14 @@ class TcpTransport:
     def send(self, peer: int, payload: bytes) -> None:
         """Send to the member ``peer``, or drop: it is not connected, or it does not read."""
         stream = self._outgoing.get(peer)
-        if stream is None or stream.writer.transport.get_write_buffer_size() > SEND_BUFFER_LIMIT:
-            self.dropped_frames += 1
-            return
-        stream.writer.write(frames.encode_behind(stream.head, payload))
+        if stream is not None:
+            # A connection that has just died is still listed until its reader wakes up, and uvloop raises for it.
+            with contextlib.suppress(RuntimeError):
+                transport = stream.writer.transport
+                if not transport.is_closing() and transport.get_write_buffer_size() <= SEND_BUFFER_LIMIT:
+                    stream.writer.write(frames.encode_behind(stream.head, payload))
+                    return
+        self.dropped_frames += 1
 
     def connected(self) -> set[int]:
         """The members that this one can send to now."""
