@@ -51,6 +51,8 @@ class Members(Services):
         return subprocess.Popen(
             [TENURE, *words, "--endpoint", self.url(asked), "--operator-token-file", self.token],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            # A suite in the background ignores SIGINT, and so would its children: here one is interrupted.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - nothing else runs here.
         )  # fmt: skip
 
     def done(self, *words: str, asked: str | None = None) -> tuple[int, str, str]:
