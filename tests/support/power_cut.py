@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import pytest
 
-from tenure.storage import segments
+from tenure.storage import folders, segments
 
 SECTOR = 512
 #: The bytes of each file by its path; None for a folder.
@@ -234,7 +234,8 @@ def under(disk: Disk, patch: pytest.MonkeyPatch) -> Iterator[None]:
         disk.mkdir(path) if path.is_relative_to(disk.root) else _MKDIR(path, mode, parents, exist_ok)
 
     with patch.context() as patched:
-        patched.setattr(segments, "os", SimpleNamespace(**{**vars(os), **calls}))
+        for module in (segments, folders):
+            patched.setattr(module, "os", SimpleNamespace(**{**vars(os), **calls}))
         patched.setattr(Path, "unlink", unlink)
         patched.setattr(Path, "mkdir", mkdir)
         yield

@@ -18,6 +18,7 @@ import msgspec
 from tenure.core.commands import Settings
 from tenure.core.fsm import ClusterRecord, Enrolment
 from tenure.errors import DirectoryInUse, LogCorrupt, StorageError, WrongCluster
+from tenure.storage.folders import sync_folder
 from tenure.storage.log_store import LogStore
 from tenure.storage.segments import SegmentLogStore
 from tenure.storage.snapshot_files import FileSnapshotStore
@@ -92,7 +93,7 @@ class DataDirectory:
             starts = _starts(store) + 1
             store.write_meta("starts", b"%d" % starts)
             snapshots = FileSnapshotStore(folder / SNAPSHOTS)
-            _sync_folder(folder)
+            sync_folder(folder)
         except BaseException:
             if store is not None:
                 store.close()
@@ -308,12 +309,3 @@ def _read_or_draw(store: SqliteLogStore, folder: Path, node_name: str, cluster_n
             "name the right directory or an empty one"
         )
     return identity
-
-
-def _sync_folder(folder: Path) -> None:
-    """The names of new files are durable only once their folder is."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

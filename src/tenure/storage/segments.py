@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tenure.errors import LogCorrupt, StorageError, StorageFull, SyncFailed
+from tenure.storage.folders import sync_folder
 from tenure.storage.log_store import StoredLog, StoredSnapshot
 from tenure.storage.segment_records import (
     SEAL_SIZE,
@@ -140,8 +141,8 @@ class SegmentLogStore:
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             # An earlier life may have ended before its names were durable, and what is saved now relies on them.
-            _sync_folder(folder.parent)
-            _sync_folder(folder)
+            sync_folder(folder.parent)
+            sync_folder(folder)
             self._open(must_exist=must_exist)
         except OSError as error:
             self.close()
@@ -271,7 +272,7 @@ class SegmentLogStore:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-        _sync_folder(self._folder)
+        sync_folder(self._folder)
         descriptor = os.open(path, _WRITE_THROUGH)
         self._descriptor, self._segment, self._offset, self._size = descriptor, segment, len(data), size
         places.note(segment, head)
@@ -436,12 +437,3 @@ def _allocate(descriptor: int, size: int) -> None:
             zeros = bytes(min(_ZEROS_AT_ONCE, size - offset))
             if os.pwrite(descriptor, zeros, offset) < len(zeros):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
-
-
-def _sync_folder(folder: Path) -> None:
-    """The name of a new file is durable only once its folder is."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

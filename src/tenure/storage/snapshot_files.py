@@ -29,6 +29,7 @@ from typing import BinaryIO
 import msgspec
 
 from tenure.errors import LogCorrupt, StorageError, StorageFull, SyncFailed
+from tenure.storage.folders import sync_folder
 from tenure.storage.snapshot_store import SnapshotInfo, SnapshotPoint
 
 FORMAT = 1
@@ -66,11 +67,7 @@ class FileLayer:
 
     def sync_folder(self, folder: Path) -> None:
         """Return once the names in the folder are on the disk."""
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync_folder(folder)
 
     def remove(self, path: Path) -> None:
         """Remove the file if it is there."""
