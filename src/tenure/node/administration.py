@@ -54,9 +54,6 @@ class Administration(Listener, Inspection):
     _requests: Requests
     _observers: Observers
 
-    def _require_open(self) -> asyncio.AbstractEventLoop:
-        raise NotImplementedError
-
     def observe(self) -> AsyncIterator[RaftEvent]:
         """The present role, term and leader, then every change of them in order; ends when the node does.
 

@@ -8,6 +8,7 @@ with was checked when it was read.
 
 from __future__ import annotations
 
+import abc
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 
@@ -54,13 +55,14 @@ class StorageReport(msgspec.Struct, frozen=True):
     index: int | None = None
 
 
-class Inspection:
+class Inspection(abc.ABC):
     """The calls. A node derives from it and gives it its driver."""
 
     _driver: Driver
 
+    @abc.abstractmethod
     def _require_open(self) -> asyncio.AbstractEventLoop:
-        raise NotImplementedError
+        """The loop that owns the node; :class:`tenure.NodeClosed` if it is not open."""
 
     async def log_state(self) -> LogState:
         """Where the log of this member stands now; :class:`tenure.NodeClosed` while it belongs to no cluster."""

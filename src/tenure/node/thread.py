@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import asyncio
 import contextlib
 import logging
@@ -19,7 +20,7 @@ logger = logging.getLogger("tenure.node")
 CALL_TIMEOUT_SECONDS = 10.0
 
 
-class NodeThread:
+class NodeThread(abc.ABC):
     """Runs ``main`` on a thread and a loop of its own until ``stop`` is asked for. Everything else is posted to it."""
 
     def __init__(self, folder: str) -> None:
@@ -32,17 +33,17 @@ class NodeThread:
         self._questions: set[Future[Any]] = set()
         self._ended = False
 
+    @abc.abstractmethod
     async def main(self) -> None:
         """What the thread does; it resolves ``_opened`` and ends after ``_stopping``."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def fail(self, error: BaseException) -> None:
         """The thread's last word, if ``main`` could not catch it."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def is_stuck(self) -> bool:
         """Whether the thread is known to hang: then nobody waits for its end."""
-        raise NotImplementedError
 
     async def open(self) -> None:
         """Start the thread; returns once the directory is locked and the port is bound.
