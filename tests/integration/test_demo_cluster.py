@@ -103,6 +103,27 @@ async def test_cluster_gives_up_with_the_node_s_words_when_it_cannot_start(tmp_p
 
 
 @pytest.mark.asyncio
+async def test_cluster_goes_on_when_a_node_that_served_is_refused_again_and_again(tmp_path, monkeypatch) -> None:
+    """It was removed, or its disk was wiped: it may be replaced while the others serve. Said once, not each time."""
+    monkeypatch.setattr(cluster_module, "RESTART_SECONDS", 0.05)
+    notes: list[str] = []
+    async with cluster_of(tmp_path, "leader", "removed", notes=notes) as cluster:
+        await cluster.wait_for_leader(15)
+        pids = set()
+
+        def seen() -> bool:
+            pids.add(cluster.nodes[1].pid)
+            return len(pids) > cluster_module.EARLY_EXITS_MAX + 3
+
+        await until(seen)
+        assert not cluster.failed.done()
+        assert cluster.nodes[0].state == "leader"
+    assert [note for note in notes if "payment-1b" in note] == [
+        "payment-1b ended with code 4: lost; starting it again in 0.05 s"
+    ]
+
+
+@pytest.mark.asyncio
 async def test_cluster_leaves_nothing_running_when_a_node_is_paused(tmp_path) -> None:
     async with cluster_of(tmp_path, "leader", "follower") as cluster:
         await cluster.wait_for_leader(15)

@@ -31,6 +31,8 @@ STOP_TIMEOUT_SECONDS = 6.0
 #: A node that ends by itself this often, each time within a few seconds, will not get better by another start.
 EARLY_EXITS_MAX = 3
 EARLY_SECONDS = 5.0
+#: What the service ends with when its cluster refuses it.
+REFUSED_CODE = 4
 
 
 class Node:
@@ -46,6 +48,7 @@ class Node:
         self.answered_once = False
         self.started_at = 0.0
         self.early_exits = 0
+        self.refused = False
 
     @property
     def name(self) -> str:
@@ -172,13 +175,18 @@ class Cluster:
             code = await _ended(node.process)
             node.process, node.answer, node.paused = None, None, False
             self._show()
-            early = code >= 0 and time.monotonic() - node.started_at < EARLY_SECONDS
+            # A node that served before and is refused now (removed, or its disk wiped) waits for its operator: it may
+            # be replaced while the demo goes on.
+            refused = code == REFUSED_CODE and node.answered_once
+            early = code >= 0 and not refused and time.monotonic() - node.started_at < EARLY_SECONDS
             node.early_exits = node.early_exits + 1 if early else 0
             if node.early_exits >= EARLY_EXITS_MAX or (early and not node.answered_once):
                 self._give_up(node, code)
                 return
             ended = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-            self._note(f"{node.name} {ended}: lost; starting it again in {RESTART_SECONDS:g} s")
+            if not (refused and node.refused):
+                self._note(f"{node.name} {ended}: lost; starting it again in {RESTART_SECONDS:g} s")
+            node.refused = refused
             await asyncio.sleep(RESTART_SECONDS)
 
     def _spawn(self, node: Node) -> subprocess.Popen[bytes]:
