@@ -295,6 +295,16 @@ def test_R7_frames_of_a_replaced_directory_are_refused():
     assert "replaced" in problem
 
 
+def test_R3_member_of_another_cluster_is_refused_although_names_and_directory_fit():
+    """Two clusters of one name, a directory copied from one to the other: the id tells them apart."""
+    enrolment = decide(hello("a", "1"), {"b": hello("b", "2"), "c": hello("c", "3")})
+    assert isinstance(enrolment, Enrolment)
+    own = hello("a", "1", cluster=enrolment.record.cluster_id)
+    problem = Roster(enrolment).admit(own, hello("b", "2", cluster="00" * 16))
+    assert problem is not None
+    assert "belongs to cluster 0000" in problem
+
+
 # -- R12 ----------------------------------------------------------------------------------------------------------
 
 
