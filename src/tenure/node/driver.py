@@ -15,6 +15,7 @@ Frames are only queued when they come: one step takes all that came meanwhile, a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 import threading
@@ -54,7 +55,7 @@ from tenure.core.member import MemberCore, View
 from tenure.core.membership import MemberState
 from tenure.core.roles import Phase
 from tenure.core.roster import Roster
-from tenure.errors import InvariantViolated, NodeClosed
+from tenure.errors import InvariantViolated, NodeClosed, StorageError
 from tenure.fence import FenceStore
 from tenure.instants import NS_PER_SECOND
 from tenure.node.clocks import read_clocks
@@ -131,7 +132,7 @@ class Driver(NodeThread):
 
     def ask(self, question: Callable[[MemberCore], T]) -> Future[T]:
         """Ask the core from any thread; :class:`NodeClosed` while it is not there."""
-        return self.ask_thread(lambda: question(self._require_core()))
+        return self.ask_thread(lambda: question(_required(self._core)))
 
     def ask_members(self) -> Future[tuple[list[MemberState], Membership | None, dict[str, Hello]]]:
         """The members, what the roster knows, and the new directories that called."""
@@ -265,14 +266,11 @@ class Driver(NodeThread):
             lambda: build_core(config, stores, enrolment, incarnation=self.incarnation, fenced=self._fence is not None)
         )
         # Behind a snapshot the log may never tell again who was added before it.
-        self.roster.applied(self._require_core().membership())
+        self.roster.applied(_required(self._core).membership())
         return last_index
 
     def _waiting(self, reason: str) -> None:
         self.published = msgspec.structs.replace(self.published, reason=reason)
-
-    def _require_core(self) -> MemberCore:
-        return _required(self._core)
 
     def reload(self, config: Config) -> None:
         """Go on with ``config``, which was judged before."""
@@ -466,7 +464,15 @@ class Driver(NodeThread):
         self._listener.on_failure(error)
         self.stop()
 
+    def _keep_commit(self) -> None:
+        """In good order a node stops with its commit index durable: the next start need not be told of it."""
+        core = self._core
+        if core is not None and self._error is None:
+            with contextlib.suppress(StorageError):  # Nothing was promised that is lost without it.
+                self._disk.watched(lambda: self.stores.keep_commit(core.applied_hard_state()))
+
     async def _close(self) -> None:
+        self._keep_commit()
         # Nothing is fed to the core any more, or it could ask the fence for something after that was closed.
         self._core = None
         self.published = msgspec.structs.replace(
