@@ -237,7 +237,7 @@ class Driver(NodeThread):
         stopped = asyncio.ensure_future(stopping.wait())
         try:
             if self.roster.enrolment is None:
-                enrolment = await self._founding.enrol(stopped, on_reason=self._waiting)
+                enrolment = await self._founding.enrol(stopped, on_reason=lambda why: self._show(reason=why))
                 if enrolment is None:
                     return
                 stores = _required(self._stores)
@@ -268,9 +268,6 @@ class Driver(NodeThread):
         # Behind a snapshot the log may never tell again who was added before it.
         self.roster.applied(_required(self._core).membership())
         return last_index
-
-    def _waiting(self, reason: str) -> None:
-        self.published = msgspec.structs.replace(self.published, reason=reason)
 
     def reload(self, config: Config) -> None:
         """Go on with ``config``, which was judged before."""
@@ -431,6 +428,9 @@ class Driver(NodeThread):
         if not task.cancelled() and (error := task.exception()) is not None:
             self.fail(error)
 
+    def _show(self, **changed: Any) -> None:
+        self.published = msgspec.structs.replace(self.published, **changed)
+
     def _publish(self, core: MemberCore) -> None:
         view = self.published = core.view() if self._links is None else self._links.explain(core.view())
         self._listener.published(view)
@@ -458,7 +458,7 @@ class Driver(NodeThread):
             if self._error is not None:
                 return
             self._error = error
-        self.published = msgspec.structs.replace(self.published, phase=Phase.FOLLOWING, span=None, reason=str(error))
+        self._show(phase=Phase.FOLLOWING, span=None, reason=str(error))
         if not self._opened.done():
             self._opened.set_exception(error)
         self._listener.on_failure(error)
@@ -475,9 +475,7 @@ class Driver(NodeThread):
         self._keep_commit()
         # Nothing is fed to the core any more, or it could ask the fence for something after that was closed.
         self._core = None
-        self.published = msgspec.structs.replace(
-            self.published, phase=Phase.FOLLOWING, raft_role="follower", leader_id=0, span=None
-        )
+        self._show(phase=Phase.FOLLOWING, raft_role="follower", leader_id=0, span=None)
         closers: list[Awaitable[None]] = []
         for task in list(self._tasks):
             task.cancel()
