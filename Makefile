@@ -8,7 +8,7 @@ UV_PIN := uv==0.13.9
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast fuzzy lint verify fix lock bench-raft \
+.PHONY: help setup demo test test-fast fuzzy mutants lint verify fix lock bench-raft \
 	bench-raft-sizes bench-raft-voters bench-raft-idle bench-raft-long clean
 
 help: ## this list
@@ -28,6 +28,10 @@ test-fast: setup ## the tests that start no cluster of processes
 SEEDS ?= 20
 fuzzy: setup ## the fuzzy scenarios of the Raft node against real processes, many seeds (SEEDS=20)
 	@FUZZY_SEEDS=$(SEEDS) $(BIN)/pytest tests/processes/test_raft_fuzzy.py $(ARGS)
+
+NAMES ?=
+mutants: setup ## every named fault, switched on by itself, and what catches it (NAMES="no_wait_out", SEEDS=200)
+	@PYTHONPATH=tests $(BIN)/python -m mutants $(if $(filter command line,$(origin SEEDS)),--seeds $(SEEDS)) $(ARGS) $(NAMES)
 
 lint: setup ## format, lint and types of Python and Rust; writes nothing
 	@$(BIN)/ruff format --check .
