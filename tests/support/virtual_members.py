@@ -3,7 +3,7 @@
 What a node's driver does beside the engine's messages is modelled here with the real roster, the real log store in
 memory and the real manifest: contents are fetched before a snapshot is stepped, members tell one another who they are,
 a new directory is welcomed once it is a member, a removed one stops. A frame passes only between members whose rosters
-name each other.
+name each other. Everybody's file names everybody, so that each is answered by whomever it dials, as a member or not.
 """
 
 from __future__ import annotations
@@ -80,6 +80,7 @@ class ReplicatingCluster(VirtualCluster):
         self.compact_ms: Callable[[], int] = lambda: 0
         self.snapshot_fails: Callable[[], bool] = lambda: False
         self.applicants: dict[str, Replica] = {}
+        self.files_name_all = True
         self.gone: dict[int, Replica] = {}
         #: Every entry that any member applied, by index; the user's own alone.
         self.committed: dict[int, Entry] = {}
@@ -157,6 +158,17 @@ class ReplicatingCluster(VirtualCluster):
             for other in list(self.nodes):
                 if other != node.raft_id:
                     self._send(node.raft_id, other, envelopes.encode(membership))
+                    self._dial(node, self.nodes[other])
+
+    def _dial(self, node: Node, other: Node) -> None:
+        """What ``node`` hears of the members by the answer to its hello, let in or not."""
+        own, peer = self.replicas[node.raft_id], self.replicas[other.raft_id]
+        cut = {(node.raft_id, other.raft_id), (other.raft_id, node.raft_id)} & self.cut
+        if not self.files_name_all or not other.running or other.paused or cut:
+            return
+        welcome = peer.roster.welcome_for(self._hello(own))
+        if own.roster.learn(msgspec.structs.replace(self._hello(peer), welcome=welcome)):
+            self._members_known(node)
 
     def _welcome(self) -> None:
         for name, applicant in list(self.applicants.items()):

@@ -27,7 +27,7 @@ PROTOCOL_VERSION = 2
 
 
 class Welcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a member tells a new directory that belongs to the cluster: its founding, and who is in it now."""
+    """What a member tells another one of the cluster, new directories among them: its founding, and who is in it."""
 
     record: ClusterRecord
     membership: Membership

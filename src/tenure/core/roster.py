@@ -4,6 +4,9 @@ It knows the members from three places: the founding record, the state machine a
 other members say of a later state. The newest of them counts, by log index: a member that lags behind a change must
 not refuse the very leader from which it could learn of it.
 
+A member that was away while everybody it knew was replaced is let in by nobody it knows. It may hear the later members
+from whomever its own file names, too: ``learn`` says whom it believes, and why that is safe.
+
 An old copy of a disk is told in two ways. A directory counts its openings and keeps the incarnation of each, so a copy
 comes with a count that was seen before, or without the opening that was seen last, however often it is opened; and a
 leader remembers what each member has acknowledged to it.
@@ -77,6 +80,22 @@ class Roster:
         self.version += 1
         return True
 
+    def learn(self, hello: Hello) -> bool:
+        """Who was dialled answered by its own name and says who the members are; True if that is news.
+
+        Only a name that is let in already, or that the own file lists, is dialled, and the transport has verified it:
+        no stranger that dials in is heard. It is believed if it is a member of what it tells, of the same founding and
+        lineage. All that follows is that connections are opened, and that the engine takes frames of those members:
+        term and vote then move by Raft's own rules, as for every member whose configuration is not applied here yet.
+        """
+        enrolment, told = self._enrolment, hello.welcome
+        if enrolment is None or told is None or told.record != enrolment.record:
+            return False
+        teller = (hello.name, hello.directory_id)
+        if all((record.name, record.directory_id) != teller for record in told.membership.members):
+            return False
+        return self.hear(told.membership)
+
     def let_in(self) -> dict[str, MemberRecord]:
         """By name, whose frames are taken: the members, and whoever was one at the state that is applied here.
 
@@ -109,13 +128,18 @@ class Roster:
         return next((record.name for record in self.let_in().values() if record.raft_id == raft_id), None)
 
     def welcome_for(self, hello: Hello) -> Welcome | None:
-        """What a new directory is told that is a member here: founded with this one, or added since."""
+        """What this one knows of the members, for those who may be told.
+
+        These are a new directory that is a member here (founded with this one, or added since), and whoever belongs to
+        this cluster: it may lag behind, or have been removed without knowing it.
+        """
         membership, enrolment = self.membership(), self._enrolment
-        if membership is None or enrolment is None or hello.cluster_id:
+        if membership is None or enrolment is None or hello.cluster_id not in ("", enrolment.record.cluster_id):
             return None
-        record = self.find(hello.name)
-        if record is None or record.directory_id != hello.directory_id:
-            return None
+        if not hello.cluster_id:
+            record = self.find(hello.name)
+            if record is None or record.directory_id != hello.directory_id:
+                return None
         return Welcome(record=enrolment.record, membership=membership)
 
     def note_applicant(self, hello: Hello) -> None:

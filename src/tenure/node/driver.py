@@ -287,7 +287,7 @@ class Driver(NodeThread):
         self._last_standing = None  # A lease that lapses changes what is shown: each tick looks.
         self._feed(lambda running: running.tick(read_clocks()))
         if self._links is not None:
-            self._links.tick()
+            self._links.tick(self.published.leader_id)
             if self._links.let_go_by(self._staying_for):
                 self._feed(self._go)
 

@@ -2,7 +2,8 @@
 
 The transport knows names, addresses and bytes; the roster knows who belongs to the cluster. What comes is an engine's
 payload, a snapshot that waits for its content, or what members tell one another (``envelopes``). Every change of the
-members is told to every member that is connected, so that one that lags still lets the others in (R3, R7).
+members is told to every member that is connected, so that one that lags still lets the others in (R3, R7). A member
+that reaches no leader dials whomever its file names, too: everybody it knew may have been replaced meanwhile.
 """
 
 from __future__ import annotations
@@ -52,6 +53,8 @@ class Links:
         self._vouch = vouch
         self._told: dict[int, int] = {}
         self._refusals: dict[str, str] = {}
+        #: Whether this member leads or has a stream to its leader: as long as it has, nobody else needs to be asked.
+        self._led = False
         self.transport: Transport | None = None
         self.exchange: SnapshotExchange | None = None
 
@@ -90,7 +93,7 @@ class Links:
             admit=self._admit,
             raft_id_of=self._roster.raft_id_of,
             on_payload=self.route,
-            on_hello=self._founding.on_hello,
+            on_hello=self._on_hello,
             on_gone=self._gone,
             on_applicant=self._roster.note_applicant,
             on_refused=self._note_refused,
@@ -98,14 +101,15 @@ class Links:
         )
 
     def addresses(self) -> dict[str, str]:
-        """Where to dial each other member: the own file says it, else the member itself said it when it came."""
+        """Where to dial each other member: the own file says it, else the member itself said it when it came.
+
+        While this member reaches no leader, those too that the file alone names: see :meth:`Roster.learn`.
+        """
         configured = {name: peer.raft for name, peer in self._config.raft.peers.items()}
-        membership = self._roster.membership()
-        if membership is None:
-            known = configured
-        else:
-            records = self._roster.let_in().values()
-            known = {record.name: configured.get(record.name, record.address) for record in records}
+        records = self._roster.let_in().values()
+        known = {record.name: configured.get(record.name, record.address) for record in records}
+        if not self._led:
+            known = configured | known
         return {name: address for name, address in known.items() if name != self._config.node.name and address}
 
     def send(self, peer: int, payload: bytes) -> None:
@@ -136,21 +140,29 @@ class Links:
     def members_changed(self) -> None:
         """The roster knows something new."""
         membership = self._roster.membership()
+        self._dial()
+        if membership is not None:
+            self._vouch([record.raft_id for record in membership.members if record.name != self._config.node.name])
+
+    def _dial(self) -> None:
         if self.transport is not None:
             addresses = self.addresses()
             self._refusals = {name: why for name, why in self._refusals.items() if name in addresses}
             self.transport.set_peers(addresses)
-        if membership is not None:
-            self._vouch([record.raft_id for record in membership.members if record.name != self._config.node.name])
 
-    def tick(self) -> None:
-        """Tell every connected member who the members are, once for each change."""
-        membership = self._roster.membership()
+    def tick(self, leader_id: int) -> None:
+        """Tell every connected member who the members are, once for each change. ``leader_id`` is 0 for nobody."""
+        membership, enrolment = self._roster.membership(), self._roster.enrolment
         if self.exchange is not None:
             self.exchange.tick()
-        if membership is None or self.transport is None:
+        if membership is None or enrolment is None or self.transport is None:
             return
         connected = self.transport.connected()
+        # A learner's engine goes on naming a leader that is gone: only a stream says that it is there.
+        led = leader_id == enrolment.raft_id or leader_id in connected
+        if led != self._led:
+            self._led = led
+            self._dial()
         self._told = {peer: version for peer, version in self._told.items() if peer in connected}
         if len(self._told) == len(connected) and all(told == self._roster.version for told in self._told.values()):
             return
@@ -179,6 +191,11 @@ class Links:
         if self._refusals.get(name) != why:
             logger.warning("this node is refused by %s: %s", name, why)
         self._refusals[name] = why
+
+    def _on_hello(self, hello: Hello) -> None:
+        self._founding.on_hello(hello)
+        if self._roster.learn(hello):
+            self.members_changed()
 
     def _take(self, sender: int, payload: bytes) -> None:
         envelope = envelopes.decode(payload)

@@ -41,16 +41,14 @@ def answer_hello(hooks: TransportHooks, hello: Hello) -> Answer:
     """
     if not hello.cluster_id:
         hooks.on_applicant(hello)
-    own = hooks.identity().hello
+    own, welcome = hooks.identity().hello, hooks.welcome_for(hello)
+    answer = own if welcome is None else msgspec.structs.replace(own, welcome=welcome)
     problem = hooks.admit(hello, None)
     sender = hooks.raft_id_of(hello.name)
     if problem is None and sender is not None:
-        return Answer(own, sender)
-    if not hello.cluster_id:
-        welcome = hooks.welcome_for(hello)
-        return Answer(own if welcome is None else msgspec.structs.replace(own, welcome=welcome), None)
-    if not own.cluster_id:
-        return Answer(own, None)
+        return Answer(answer, sender)
+    if not hello.cluster_id or not own.cluster_id:
+        return Answer(answer, None)
     raise NotAdmitted(problem or f"{hello.name} is not a member of this cluster")
 
 

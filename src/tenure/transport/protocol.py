@@ -57,7 +57,7 @@ class TransportHooks:
     on_gone: Callable[[int], None] = lambda _: None
     #: The peer of that name was dialled and refuses this member, with its reason. Told at every try.
     on_refused: Callable[[str, str], None] = lambda *_: None
-    #: What an applicant is told with the answer to its hello, if it may join.
+    #: What who dialled is told of the members with the answer to its hello; an applicant only if it may join.
     welcome_for: Callable[[Hello], Welcome | None] = lambda _: None
 
 
