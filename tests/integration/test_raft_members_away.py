@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
 
+import tenure
 from support.replicas import running
+from tenure.node.driver import REMOVED_SECONDS
+from tenure.raft import Node
 
 
 @pytest.mark.asyncio
@@ -29,3 +33,53 @@ async def test_R7_node_comes_back_when_everybody_it_knew_was_replaced_and_its_fi
         assert b"while it was away" in replicas.machines[away].seen
         await replicas.stop("e")
         await replicas.apply(b"by its vote")
+
+
+@pytest.mark.asyncio
+async def test_R7_node_that_missed_its_removal_ends_once_most_voters_tell_it(tmp_path: Path):
+    """It was down meanwhile. It says and leaves behind the same as one that has applied it."""
+    async with running(tmp_path) as replicas:
+        leader = await replicas.leader()
+        gone, other = (name for name in "abc" if name != leader.name)
+        await replicas.stop(gone)
+        await leader.remove(gone)
+        await replicas.apply(b"without it")
+        await replicas.agree()
+        await replicas.stop(other)
+        node = await replicas.start(gone)
+        await replicas.until(lambda: f"refused by {leader.name}: " in (node._driver.published.reason or ""))
+        await asyncio.sleep(2 * REMOVED_SECONDS)
+        assert not ended(node), "one voter of two is no majority: the other one's election may need its vote"
+        await replicas.start(other)
+        await replicas.until(lambda: ended(node))
+        assert node.failed is not None
+        assert isinstance(node.failed.result(), tenure.MemberRemoved)
+        await replicas.stop(gone)
+        with pytest.raises(tenure.MemberRemoved, match=f"{gone} was removed from the cluster: .* a new data directory"):
+            await replicas.start(gone)
+
+
+@pytest.mark.asyncio
+async def test_R7_node_that_missed_its_removal_and_the_exchange_of_all_others_ends(tmp_path: Path):
+    """The voters that have to refuse it are those of now, of whom its file names one."""
+    async with running(tmp_path, spare="de") as replicas:
+        leader = await replicas.leader()
+        gone = next(name for name in "abc" if name != leader.name)
+        await replicas.stop(gone)
+        for name in "de":
+            await replicas.start(name)
+            await (await replicas.leader()).add_voter(name)
+        for name in "abc":
+            await (await replicas.leader()).remove(name)
+            if name != gone:
+                await replicas.stop(name)
+        await replicas.apply(b"without it")
+        replicas.founders = tuple("abcd")
+        node = await replicas.start(gone)
+        await replicas.until(lambda: ended(node))
+        assert node.failed is not None
+        assert isinstance(node.failed.result(), tenure.MemberRemoved)
+
+
+def ended(node: Node) -> bool:
+    return node.failed is not None and node.failed.done()

@@ -155,6 +155,7 @@ class ReplicatingCluster(VirtualCluster):
         for node in self._awake():
             membership = self.replicas[node.raft_id].roster.membership()
             assert membership is not None
+            self._go_if_let_go(node)
             for other in list(self.nodes):
                 if other != node.raft_id:
                     self._send(node.raft_id, other, envelopes.encode(membership))
@@ -354,11 +355,10 @@ class ReplicatingCluster(VirtualCluster):
         replica.log.save(first=0, last=0, entries=b"", hard_state=core.applied_hard_state())
         replica.roster.applied(membership)
         self._members_known(node)
-        if core.removed:
-            self._go_when_let_go(node, core, membership.voters)
 
-    def _go_when_let_go(self, node: Node, core: MemberCore, voters: Sequence[int]) -> None:
-        """It goes once most of the voters refuse it, by a word that reaches it."""
+    def _go_if_let_go(self, node: Node) -> None:
+        """A removed one goes once most of the voters refuse it, by a word that reaches it."""
+        core, voters = self.core(node.raft_id), self.replicas[node.raft_id].roster.dropped_by()
         refusing = [
             voter
             for voter in voters
@@ -368,12 +368,8 @@ class ReplicatingCluster(VirtualCluster):
             and not {(voter, node.raft_id), (node.raft_id, voter)} & self.cut
             and not self.admits(voter, node.raft_id)
         ]
-        if node.core is not core:
-            return
         if 2 * len(refusing) > len(voters):
             self.after(REMOVED_MS, lambda: self._end_removed(node, core))
-        else:
-            self.after(TELL_MS, lambda: self._go_when_let_go(node, core, voters))
 
     def _end_removed(self, node: Node, core: MemberCore) -> None:
         if node.core is core:

@@ -128,3 +128,18 @@ def test_members_are_told_to_those_of_the_cluster_alone():
     assert roster.welcome_for(msgspec.structs.replace(stranger, cluster_id=RECORD.cluster_id)) is not None
     new = msgspec.structs.replace(told_by("b", LATER), cluster_id="", welcome=None)
     assert roster.welcome_for(new) is not None
+
+
+def test_R7_removed_member_goes_when_the_commit_of_its_removal_does_not_reach_it():
+    """It is up and has the removal in its log, but the last word of it is lost: it is told with the refusals."""
+    cluster = ReplicatingCluster(fenced=False)
+    leader = cluster.elect()
+    gone = next(raft_id for raft_id in (1, 2, 3) if raft_id != leader)
+    cluster.advance(500)
+    core = cluster.core(gone)
+    index = core.consensus.engine.last_index
+    cluster.change(leader, [Remove(cluster.replicas[gone].name)])
+    assert cluster.advance(1000, until=lambda: core.consensus.engine.last_index > index)
+    cluster.filter = lambda sender, to, payload: to != gone
+    assert cluster.advance(10_000, until=lambda: gone in cluster.gone), cluster.standings()
+    assert not core.removed

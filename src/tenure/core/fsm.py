@@ -55,7 +55,7 @@ class Enrolment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     raft_id: int
     #: The members as they were when this one was welcomed; None for a founding member.
     membership: Membership | None = None
-    #: True once this member has applied its own removal: the directory is of no use any more.
+    #: True once this member was removed and most voters refuse it: the directory is of no use any more.
     removed: bool = False
 
 

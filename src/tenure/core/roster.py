@@ -111,6 +111,18 @@ class Roster:
             self._let_in = (self.version, records)
         return self._let_in[1]
 
+    def dropped_by(self) -> tuple[int, ...]:
+        """The voters of the newest members, if this member is none of those any more; nobody as long as it is one.
+
+        It knows by its own log, or was told: the commit of its removal may never reach it.
+        """
+        membership, enrolment = self.membership(), self._enrolment
+        if membership is None or enrolment is None:
+            return ()
+        if any(record.raft_id == enrolment.raft_id for record in membership.members):
+            return ()
+        return membership.voters
+
     def find(self, name: str) -> MemberRecord | None:
         """The member of that name."""
         membership = self.membership()

@@ -98,7 +98,6 @@ class Driver(NodeThread):
         self._leaving: list[Future[None]] = []
         self._failing = threading.Lock()
         self._frames: list[tuple[int, bytes]] = []
-        self._staying_for: tuple[int, ...] = ()  # While removed: the voters whose election may need its own vote.
         self._last_standing: tuple[Phase, str, int, str | None] | None = None
         self._last_shown: tuple[State, int, str | None] = (State.FOLLOWER, 0, None)
         self.incarnation = secrets.randbits(63) | 1
@@ -288,7 +287,7 @@ class Driver(NodeThread):
         self._feed(lambda running: running.tick(read_clocks()))
         if self._links is not None:
             self._links.tick(self.published.leader_id)
-            if self._links.let_go_by(self._staying_for):
+            if self._links.is_let_go():
                 self._feed(self._go)
 
     def _receive(self, sender: int, payload: bytes) -> None:
@@ -389,12 +388,9 @@ class Driver(NodeThread):
         if self._links is not None and self._links.transport is not None:
             # The core is being stepped right now: what it is told of this waits until it is done.
             self.soon(self._links.members_changed)
-        if core.removed:
-            self._staying_for = effect.membership.voters
 
     def _go(self, _: MemberCore) -> list[Effect]:
         """This member is removed, and most voters have applied it: nobody asks for its vote any more."""
-        self._staying_for = ()
         self._disk.watched(self.stores.retire)
         self.soon(partial(self.fail, removal(self._config.node.name)), delay_seconds=REMOVED_SECONDS)
         return []

@@ -137,7 +137,7 @@ def _refusal(decision: Refuse) -> FoundingRefused:
 
 
 def removal(name: str) -> MemberRemoved:
-    """What a member ends with that has applied its own removal, then and at every later start."""
+    """What a member ends with that knows of its own removal, then and at every later start."""
     return MemberRemoved(
         f"{name} was removed from the cluster: this node stops. To add it again, give it a new data directory"
     )

@@ -9,7 +9,7 @@ that reaches no leader dials whomever its file names, too: everybody it knew may
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import msgspec
 
@@ -55,6 +55,7 @@ class Links:
         self._refusals: dict[str, str] = {}
         #: Whether this member leads or has a stream to its leader: as long as it has, nobody else needs to be asked.
         self._led = False
+        self._let_go = False
         self.transport: Transport | None = None
         self.exchange: SnapshotExchange | None = None
 
@@ -182,10 +183,18 @@ class Links:
         told = [f"refused by {', '.join(names)}: {why}" for why, names in by_reason.items()]
         return msgspec.structs.replace(view, reason="; ".join(told))
 
-    def let_go_by(self, voters: Sequence[int]) -> bool:
-        """Whether most of ``voters`` refuse this member, which is removed: those have applied it (see the roster)."""
+    def is_let_go(self) -> bool:
+        """Whether this member is removed and most voters refuse it: those have applied that (see the roster).
+
+        Before that an election may need its vote, whatever the newest members are: a voter that has not applied the
+        removal asks for it. True once only.
+        """
+        voters = self._roster.dropped_by()
         refusing = sum(self._roster.name_of(voter) in self._refusals for voter in voters)
-        return 2 * refusing > len(voters) > 0
+        if self._let_go or not 2 * refusing > len(voters) > 0:
+            return False
+        self._let_go = True
+        return True
 
     def _note_refused(self, name: str, why: str) -> None:
         if self._refusals.get(name) != why:

@@ -11,13 +11,14 @@ the delays, and like the real transport it drops what a slow or silent peer does
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from tenure.transport import TransportHooks
-from tenure.transport.greeting import Lives, NotAdmitted, answer_hello, judge_answer
+from tenure.transport.greeting import Lives, NotAdmitted, answer_hello, hear_refusal, judge_answer
 
 #: Bytes that may be on their way on one stream; more are dropped.
 IN_FLIGHT_LIMIT = 16 << 20
@@ -193,14 +194,15 @@ class MemoryTransport:
         # An earlier life, whose address another one has taken, opens no stream any more.
         if cut or self._network.at(self.address) is not self:
             return
-        try:
-            answer = answer_hello(target.hooks, self.hooks.identity().hello)
+        with contextlib.suppress(NotAdmitted):
+            try:
+                answer = answer_hello(target.hooks, self.hooks.identity().hello)
+            except NotAdmitted as refusal:
+                hear_refusal(self.hooks, name, str(refusal), refusal.hello)
             raft_id = judge_answer(self.hooks, name, answer.hello)
-        except NotAdmitted:
-            return
-        if answer.sender is not None:
-            self._lives.met(name, answer.hello.incarnation)
-            self._open(Stream(self, target, acceptor_id=raft_id, dialler_id=answer.sender))
+            if answer.sender is not None:
+                self._lives.met(name, answer.hello.incarnation)
+                self._open(Stream(self, target, acceptor_id=raft_id, dialler_id=answer.sender))
 
     def _open(self, stream: Stream) -> None:
         older = stream.acceptor._incoming.get(stream.dialler_id)  # noqa: SLF001 - the other end of one double.

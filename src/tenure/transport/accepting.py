@@ -4,7 +4,7 @@
 
     accepted --TLS--> hello --judged--> admitted: frames of that member and that incarnation only
                                     --> founding: answered with a hello, and closed
-                                    --> refused: told why, and closed
+                                    --> refused: told why (and, if of this cluster, who its members are), and closed
 
 Whoever has not been admitted holds one of a few places, for a short time, and the place of the one that has held it
 longest is given to the next. So silent strangers neither cost memory nor keep a member out, which needs milliseconds.
@@ -150,7 +150,7 @@ class Acceptor:
                 self._certificates.check(stream.certificate(), hello.name)
             answer = answer_hello(self._hooks, hello)
         except NotAdmitted as error:
-            self._refuse(stream, str(error))
+            self._refuse(stream, str(error), told=error.hello)
             return
         self._answer(stream, Kind.HELLO, frames.encode_hello(answer.hello))
         if answer.sender is None:
@@ -186,9 +186,12 @@ class Acceptor:
 
     # -- answers -----------------------------------------------------------------------------------------------------
 
-    def _refuse(self, stream: FrameReceiver, problem: str) -> None:
+    def _refuse(self, stream: FrameReceiver, problem: str, told: Hello | None = None) -> None:
         logger.debug("peer connection refused: %s", problem)
         self._answer(stream, Kind.REFUSED, problem.encode()[:REFUSAL_BYTES_MAX])
+        if told is not None:
+            # Behind the refusal: a version that does not look for it has closed by then.
+            self._answer(stream, Kind.HELLO, frames.encode_hello(told))
         stream.close()
 
     def _answer(self, stream: FrameReceiver, kind: Kind, payload: bytes) -> None:

@@ -3,7 +3,7 @@
 ::
 
     dialler                          acceptor
-      hello  ------------------------> answer_hello: Answer(hello, sender) | a refusal
+      hello  ------------------------> answer_hello: Answer(hello, sender) | NotAdmitted(why, hello)
       judge_answer: raft id <--------  hello
       payloads ----------------------> on_payload(sender, payload)
 
@@ -13,7 +13,7 @@ verified before: over TLS, that the certificate names whoever says the hello.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 import msgspec
 
@@ -23,7 +23,15 @@ if TYPE_CHECKING:
 
 
 class NotAdmitted(Exception):
-    """One of the two sides does not take the other for a member; the reason."""
+    """One of the two sides does not take the other for a member; the reason.
+
+    ``hello`` is what the refused one is told with it, if it belongs to this cluster: it may have been removed without
+    knowing it, or know none of the present members.
+    """
+
+    def __init__(self, reason: str, hello: Hello | None = None) -> None:
+        super().__init__(reason)
+        self.hello = hello
 
 
 class Answer(NamedTuple):
@@ -49,7 +57,8 @@ def answer_hello(hooks: TransportHooks, hello: Hello) -> Answer:
         return Answer(answer, sender)
     if not hello.cluster_id or not own.cluster_id:
         return Answer(answer, None)
-    raise NotAdmitted(problem or f"{hello.name} is not a member of this cluster")
+    problem = problem or f"{hello.name} is not a member of this cluster"
+    raise NotAdmitted(problem, answer if welcome is not None else None)
 
 
 def judge_answer(hooks: TransportHooks, name: str, hello: Hello) -> int:
@@ -66,6 +75,18 @@ def judge_answer(hooks: TransportHooks, name: str, hello: Hello) -> int:
     if problem is not None or raft_id is None:
         raise NotAdmitted(problem or f"{name} is not a member of this cluster")
     return raft_id
+
+
+def hear_refusal(hooks: TransportHooks, name: str, why: str, hello: Hello | None) -> NoReturn:
+    """The dialler's part, when the address of ``name`` refused it: ``hello`` came with it, if anything did.
+
+    Raises:
+        NotAdmitted: always.
+    """
+    hooks.on_refused(name, why)
+    if hello is not None and hello.name == name:
+        hooks.on_hello(hello)
+    raise NotAdmitted(f"{name} refuses this node: {why}")
 
 
 class Lives:

@@ -49,7 +49,7 @@ class TransportHooks:
     raft_id_of: Callable[[str], int | None]
     #: A payload came from the member with that raft id. Whatever the payload, the hook does not raise.
     on_payload: Callable[[int, bytes], None]
-    #: The address of a peer was dialled, and it answered by its own name.
+    #: The address of a peer was dialled, and it answered by its own name, or said it with a refusal.
     on_hello: Callable[[Hello], None] = lambda _: None
     #: Who belongs to no cluster yet dialled this member.
     on_applicant: Callable[[Hello], None] = lambda _: None

@@ -2,7 +2,7 @@
 
 ::
 
-    dialer:    connect -> TLS -> HELLO -> wait for HELLO or REFUSED -> frames, one way only
+    dialer:    connect -> TLS -> HELLO -> wait for HELLO or REFUSED (and a HELLO behind it) -> frames, one way only
     acceptor:  TLS -> HELLO -> answer -> frames of that sender and incarnation until the stream ends
 
 Each member dials every other one and only sends on the stream that it dialled. A newer stream of the same sender
@@ -25,7 +25,7 @@ from tenure.core.founding import Hello
 from tenure.transport import frames, sockets
 from tenure.transport.accepting import Acceptor
 from tenure.transport.frames import HELLO_LIMIT, REFUSAL_BYTES_MAX, Frame, FrameError, Kind
-from tenure.transport.greeting import Lives, NotAdmitted, judge_answer
+from tenure.transport.greeting import Lives, NotAdmitted, hear_refusal, judge_answer
 from tenure.transport.protocol import Identity, TransportHooks
 from tenure.transport.tls import Certificates
 
@@ -217,8 +217,12 @@ class TcpTransport:
                 identity = self._hooks.identity()
                 writer.write(identity.frame(Kind.HELLO, frames.encode_hello(identity.hello)))
                 answer = await _read_frame(reader, limit=HELLO_LIMIT)
+                if answer.kind is Kind.REFUSED:
+                    self._check_certificate(writer, name)
+                    hello = await _read_hello_if_any(reader)
+                    hear_refusal(self._hooks, name, answer.payload[:REFUSAL_BYTES_MAX].decode(errors="replace"), hello)
         with contextlib.closing(writer), _aborting_on_failure(writer):
-            hello = self._hello_of(name, answer, writer)
+            hello = self._hello_of(answer, writer)
             raft_id = judge_answer(self._hooks, name, hello)
             self.problems.pop(name, None)
             self._lives.met(name, hello.incarnation)
@@ -235,17 +239,16 @@ class TcpTransport:
                     del self._outgoing[raft_id]
             return loop.time() - opened
 
-    def _hello_of(self, name: str, answer: Frame, writer: asyncio.StreamWriter) -> Hello:
-        if answer.kind is Kind.REFUSED:
-            why = answer.payload[:REFUSAL_BYTES_MAX].decode(errors="replace")
-            self._hooks.on_refused(name, why)
-            raise NotAdmitted(f"{name} refuses this node: {why}")
+    def _hello_of(self, answer: Frame, writer: asyncio.StreamWriter) -> Hello:
         if answer.kind is not Kind.HELLO:
             raise FrameError("the answer to the hello is none")
         hello = frames.decode_hello(answer.payload)
-        if self._certificates is not None:
-            self._certificates.check(writer.get_extra_info("peercert"), hello.name)
+        self._check_certificate(writer, hello.name)
         return hello
+
+    def _check_certificate(self, writer: asyncio.StreamWriter, name: str) -> None:
+        if self._certificates is not None:
+            self._certificates.check(writer.get_extra_info("peercert"), name)
 
     async def _connect(self, host: str, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         if self._certificates is None:
@@ -263,6 +266,15 @@ class TcpTransport:
 async def _read_frame(reader: asyncio.StreamReader, *, limit: int) -> Frame:
     length = frames.decode_length(await reader.readexactly(frames.LENGTH_BYTES), limit=limit)
     return frames.decode(await reader.readexactly(length))
+
+
+async def _read_hello_if_any(reader: asyncio.StreamReader) -> Hello | None:
+    """What whoever refuses says of itself and the members; None where it closes without a word."""
+    with contextlib.suppress(OSError, asyncio.IncompleteReadError, FrameError):
+        frame = await _read_frame(reader, limit=HELLO_LIMIT)
+        if frame.kind is Kind.HELLO:
+            return frames.decode_hello(frame.payload)
+    return None
 
 
 @contextlib.contextmanager
