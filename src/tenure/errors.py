@@ -76,12 +76,20 @@ class NodeClosed(TenureError):
 
 
 class NotLeader(TenureError):
-    """This member does not lead. ``leader_name`` and ``leader_url`` name the one that does, where it is known."""
+    """This member does not lead. ``leader_name`` and ``leader_url`` name the one that does, where it is known.
 
-    def __init__(self, *, leader_name: str | None = None, leader_url: str | None = None) -> None:
+    ``reason`` says why nobody can lead here, as long as the member belongs to no cluster: who or what is waited for.
+    """
+
+    def __init__(
+        self, *, leader_name: str | None = None, leader_url: str | None = None, reason: str | None = None
+    ) -> None:
         self.leader_name = leader_name
         self.leader_url = leader_url
+        self.reason = reason
         hint = f"; the leader is {leader_name} at {leader_url}" if leader_name else "; no leader is known"
+        if reason is not None:
+            hint = f": {reason}"
         super().__init__(f"this member is not the leader{hint}")
 
 
@@ -193,7 +201,7 @@ class NotCaughtUp(MembershipRefused):
 
 
 class MemberRemoved(TenureError):
-    """This node has applied its own removal. It must stop; its data directory is of no use any more."""
+    """This node was removed from the cluster. It must stop; its data directory is of no use any more."""
 
 
 class SnapshotRefused(TenureError):

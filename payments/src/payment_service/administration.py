@@ -310,7 +310,8 @@ class Administration:
 def command_problem(error: TenureError) -> Problem:
     """The answer for an error that ended a command."""
     if isinstance(error, NotLeader):
-        return not_leader("only the leader can do this: nothing was done", leader_url=error.leader_url)
+        why = "only the leader can do this" if error.reason is None else error.reason
+        return not_leader(f"{why}: nothing was done", leader_url=error.leader_url)
     if isinstance(error, NotCaughtUp):
         return Problem("not_caught_up", str(error), behind=error.behind)
     if isinstance(error, MembershipRefused):

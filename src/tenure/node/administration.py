@@ -18,7 +18,7 @@ from tenure.core.effects import Effect
 from tenure.core.founding import Hello
 from tenure.core.member import MemberCore, View
 from tenure.core.membership import Add, Change, Demote, MemberRole, MemberState, Promote, Remove, even_warning
-from tenure.errors import MembershipRefused, NotCaughtUp, NotLeader, OutcomeUnknown
+from tenure.errors import MembershipRefused, NodeClosed, NotCaughtUp, NotLeader, OutcomeUnknown, SnapshotRefused
 from tenure.node.clocks import read_clocks
 from tenure.node.driver import Driver
 from tenure.node.inspection import Inspection
@@ -138,7 +138,7 @@ class Administration(Listener, Inspection):
 
         Returns once the cluster has left the joint configuration again.
         """
-        self._require_open()
+        self._require_founded()
         pending = self._requests.track(timeout_ms)
         self._driver.post(lambda core: core.change_members(changes, pending, read_clocks()))
         await pending.future
@@ -184,10 +184,13 @@ class Administration(Listener, Inspection):
         """Take a snapshot of this member now and compact its log; the index up to which it stands.
 
         Raises:
-            SnapshotRefused: nothing was applied since the last one, or it failed.
+            SnapshotRefused: nothing was applied since the last one, it failed, or this member belongs to no cluster.
             OutcomeUnknown: it is not durable after ``timeout_ms``; it goes on.
         """
         self._require_open()
+        unfounded = self._unfounded()
+        if unfounded is not None:
+            raise SnapshotRefused(unfounded)
         pending = self._requests.track(timeout_ms)
         self._driver.post(lambda core: core.ask_snapshot(pending, read_clocks()))
         await pending.future
@@ -207,7 +210,7 @@ class Administration(Listener, Inspection):
         The lease and the rate error count from the next leadership on (R8), heartbeat and election timeout from each
         member's next start. Raises as :meth:`add_learner`; :class:`MembershipRefused` names the time that cannot be.
         """
-        self._require_open()
+        self._require_founded()
         wanted = {
             "heartbeat_interval_ms": heartbeat_interval_ms,
             "election_timeout_ms": election_timeout_ms,
@@ -244,8 +247,11 @@ class Administration(Listener, Inspection):
         return names
 
     async def settings(self) -> Settings:
-        """The cluster's times as the log has them here."""
+        """The cluster's times as the log has them here; :class:`NodeClosed` while this member belongs to no cluster."""
         self._require_open()
+        unfounded = self._unfounded()
+        if unfounded is not None:
+            raise NodeClosed(unfounded)
         return await asyncio.wrap_future(self._driver.ask(lambda core: core.state.settings))
 
     # -- inside -----------------------------------------------------------------------------------------------------
@@ -276,7 +282,20 @@ class Administration(Listener, Inspection):
 
     def _not_leader(self) -> NotLeader:
         name = self._leader_name(self._driver.published)
-        return NotLeader(leader_name=name, leader_url=self._driver.url_of(name) if name else None)
+        url = self._driver.url_of(name) if name else None
+        return NotLeader(leader_name=name, leader_url=url, reason=self._unfounded())
+
+    def _require_founded(self) -> None:
+        """Refuse at once what nobody could answer before there is a cluster: it would wait until its timeout."""
+        self._require_open()
+        if self._unfounded() is not None:
+            raise self._not_leader()
+
+    def _unfounded(self) -> str | None:
+        """Why this member belongs to no cluster yet, and who is missing; None once it does."""
+        if self._driver.roster.enrolment is not None:
+            return None
+        return f"it belongs to no cluster yet, {self._driver.published.reason or 'and has just been started'}"
 
     def _leader_name(self, view: View) -> str | None:
         return self._driver.roster.name_of(view.leader_id) if view.leader_id else None

@@ -207,7 +207,7 @@ class RaftNode(Administration):
             NotLeader: it does not lead.
             QuorumUnavailable: no quorum answered within ``timeout_ms``.
         """
-        self._require_open()
+        self._require_founded()
         pending = self._requests.track(timeout_ms)
         self._driver.post(lambda core: core.prove_leadership(pending, read_clocks()))
         try:
