@@ -250,3 +250,9 @@ def laid_out(image: Image, root: Path) -> Path:
         else:
             (root / key).write_bytes(content)
     return root
+
+
+def contents(root: Path) -> Image:
+    """What lies in a folder now."""
+    paths = sorted(root.rglob("*"))
+    return {str(path.relative_to(root)): None if path.is_dir() else path.read_bytes() for path in paths}

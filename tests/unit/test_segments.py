@@ -14,11 +14,12 @@ from typing import NoReturn
 import pytest
 
 from tenure import LogCorrupt, StorageError, StorageFull, SyncFailed
-from tenure.storage import DataDirectory, SegmentLogStore, StoredLog, StoredSnapshot
+from tenure.storage import DataDirectory, SegmentLogStore, StoredLog, StoredSnapshot, sqlite_file
 from tenure.storage import segments as segments_module
-from tenure.storage.segment_records import MARK, SECTOR
+from tenure.storage.segment_records import FORMAT, MARK, SECTOR, Kind, Scan
 
 SEGMENT_BYTES = 4096
+OWNER = "0" * 32
 Image = dict[str, bytes]
 
 
@@ -33,8 +34,8 @@ def put(folder: Path, image: Image) -> Path:
     return folder
 
 
-def opened(folder: Path) -> SegmentLogStore:
-    return SegmentLogStore(folder, segment_bytes=SEGMENT_BYTES)
+def opened(folder: Path, owner: str = OWNER) -> SegmentLogStore:
+    return SegmentLogStore(folder, owner=owner, segment_bytes=SEGMENT_BYTES)
 
 
 def loaded(folder: Path) -> StoredLog:
@@ -115,7 +116,7 @@ def test_R1_store_has_all_of_each_call_or_nothing_wherever_the_power_goes(tmp_pa
     """At every write and at any sector of it, those of a new segment included; and it goes on after that."""
     Watched.writes = writes = []
     source, count = random.Random(7), 0
-    store = Watched(tmp_path / "store", segment_bytes=SEGMENT_BYTES)
+    store = Watched(tmp_path / "store", owner=OWNER, segment_bytes=SEGMENT_BYTES)
     before, done = store.load(), len(writes)
     for _ in run_some(store):
         after = store.load()
@@ -199,12 +200,74 @@ def test_store_takes_a_segment_that_came_back_for_removed(tmp_path: Path):
         assert loaded(folder) == whole
 
 
-def test_store_refuses_a_segment_of_a_newer_format(tmp_path: Path):
+@pytest.mark.parametrize("other", [FORMAT - 1, FORMAT + 1])
+def test_store_refuses_a_segment_of_another_format(tmp_path: Path, other: int):
     opened(tmp_path).close()
     path = next(tmp_path.iterdir())
-    path.write_bytes(path.read_bytes().replace(MARK, MARK[:6] + b"02"))
-    with pytest.raises(StorageError, match="has format 2"):
+    path.write_bytes(path.read_bytes().replace(MARK, MARK[:6] + b"%02d" % other))
+    with pytest.raises(StorageError, match=f"has format {other}, and this version reads {FORMAT}"):
         opened(tmp_path)
+
+
+def test_R7_segment_of_another_owner_is_refused_and_stays(tmp_path: Path, filled: tuple[Image, StoredLog]):
+    """Each of them for itself, and all together; a store without an owner takes none that has one."""
+    image, whole = filled
+    other = opened(tmp_path / "other", "1" * 32)
+    for _ in run_some(other):
+        pass
+    other.close()
+    foreign = image_of(tmp_path / "other")
+    assert set(foreign) == set(image)
+    for number, replaced in enumerate([*([name] for name in image), list(image)]):
+        mixed = image | {name: foreign[name] for name in replaced}
+        folder = put(tmp_path / f"mixed-{number}", mixed)
+        with pytest.raises(
+            LogCorrupt, match=f"belongs to the data directory '{'1' * 32}'.* this is '{OWNER}'"
+        ) as caught:
+            opened(folder)
+        assert caught.value.path == str(folder / min(replaced))
+        assert image_of(folder) == mixed
+    folder = put(tmp_path / "whole", image)
+    with pytest.raises(LogCorrupt, match="and this is ''"):
+        opened(folder, "")
+    assert loaded(folder) == whole
+
+
+def test_store_reads_each_segment_once_when_it_is_opened_and_loaded(
+    tmp_path: Path, filled: tuple[Image, StoredLog], monkeypatch: pytest.MonkeyPatch
+):
+    """And again once it was written: what opening read is neither kept nor given back for the new."""
+    image, whole = filled
+    read = []
+    read_whole = SegmentLogStore._content
+    monkeypatch.setattr(
+        SegmentLogStore, "_content", lambda store, number: (read.append(number), read_whole(store, number))[1]
+    )
+    store = opened(put(tmp_path / "store", image))
+    assert store.load() == whole
+    assert len(read) == len(set(read)) == len(image)
+    assert store.load() == whole
+    store.close()
+    store = opened(tmp_path / "store")
+    store.save(first=900, last=900, entries=b"new", hard_state=None)
+    assert store.load().batches == (*whole.batches, b"new")
+    store.close()
+
+
+def test_replay_lets_go_what_a_snapshot_stands_for(tmp_path: Path):
+    """At once, and not when all is read: a long log that was compacted often must not fill the memory."""
+    store = SegmentLogStore(tmp_path, segment_bytes=1 << 20)
+    for index in range(1, 400):
+        store.save(first=index, last=index, entries=b"e" * 100, hard_state=(1, 1, index))
+        if index % 50 == 0:
+            store.compact(StoredSnapshot(index=index - 5, term=1, data=b"s"))
+    store.close()
+    replay, most = segments_module._Replay(), 0
+    for record in Scan(1).records(next(tmp_path.iterdir()).read_bytes()):
+        assert replay.take(1, record, is_first=record.kind is Kind.HEAD)
+        most = max(most, len(replay._batches))
+    assert most == 55
+    assert len(replay.stored().batches) == 399 - 345
 
 
 def test_store_says_that_the_disk_is_full_when_there_is_no_room_for_a_segment(
@@ -293,17 +356,68 @@ def test_R7_log_whose_only_segment_lost_its_content_is_damage_and_not_a_new_one(
     directory.close()
 
 
-def test_R7_log_that_another_database_began_is_not_that_of_a_new_directory(tmp_path: Path):
-    """Without its database a directory is new, with a new id: it must not come with the entries of an older life."""
-    directory = directory_at(tmp_path)
+def begun_at(folder: Path) -> str:
+    """A directory with an entry in its log, and its id."""
+    directory = directory_at(folder)
     directory.log.save(first=1, last=1, entries=b"one", hard_state=(1, 1, 0))
     directory.close()
-    for path in tmp_path.glob("raft.sqlite3*"):
+    return directory.directory_id
+
+
+@pytest.mark.parametrize("is_new", [False, True])
+def test_R7_log_of_another_directory_is_refused_with_both_ids(tmp_path: Path, is_new: bool):
+    """Also by a directory that is new, and would come with the entries and the votes of another life."""
+    theirs = begun_at(tmp_path / "theirs")
+    if is_new:
+        directory_at(tmp_path / "ours").close()
+    else:
+        begun_at(tmp_path / "ours")
+        shutil.rmtree(tmp_path / "ours" / "log")
+    shutil.copytree(tmp_path / "theirs" / "log", tmp_path / "ours" / "log")
+    before = image_of(tmp_path / "ours" / "log")
+    directory = directory_at(tmp_path / "ours")
+    for _ in range(2):
+        with pytest.raises(LogCorrupt, match=f"'{theirs}', and this is '{directory.directory_id}'") as caught:
+            assert directory.log
+        assert caught.value.path.startswith(str(tmp_path / "ours" / "log"))
+    directory.close()
+    with DataDirectory.inspect(tmp_path / "ours") as inspected, pytest.raises(LogCorrupt, match=theirs):
+        assert inspected.log
+    assert image_of(tmp_path / "ours" / "log") == before
+
+
+def test_R7_log_that_an_older_copy_of_the_database_does_not_know_is_refused(tmp_path: Path):
+    """It was taken before the log was begun, and has forgotten to which cluster the directory belongs."""
+    directory_at(tmp_path / "d").close()
+    older = (tmp_path / "d" / "raft.sqlite3").read_bytes()
+    begun_at(tmp_path / "d")
+    for path in (tmp_path / "d").glob("raft.sqlite3*"):
         path.unlink()
-    directory = directory_at(tmp_path)
+    (tmp_path / "d" / "raft.sqlite3").write_bytes(older)
+    directory = directory_at(tmp_path / "d")
     for _ in range(2):
         with pytest.raises(LogCorrupt, match="knows nothing of"):
             assert directory.log
+    directory.close()
+
+
+def test_R7_directory_is_refused_by_a_version_that_knows_no_segments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """It would begin an empty log in the database. Until there are segments, and with the log there, it may read it."""
+    for name in ("segments", "new", "database"):
+        directory_at(tmp_path / name).close()
+    begun_at(tmp_path / "segments")
+    directory = directory_at(tmp_path / "database")
+    directory.store.save(first=1, last=1, entries=b"one", hard_state=(1, 1, 0))
+    assert directory.log is directory.store
+    directory.close()
+    with monkeypatch.context() as patched:
+        patched.setattr(sqlite_file, "FORMAT_BESIDE_SEGMENTS", 2)
+        with pytest.raises(StorageError, match="has format 3, this version reads up to 2"):
+            directory_at(tmp_path / "segments")
+        for name in ("new", "database"):
+            directory_at(tmp_path / name).close()
+    directory = directory_at(tmp_path / "segments")
+    assert directory.log.load().batches == (b"one",)
     directory.close()
 
 

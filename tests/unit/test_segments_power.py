@@ -9,16 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from support.power_cut import SECTOR, Disk, Image, Killed, laid_out, under
+from support.power_cut import SECTOR, Disk, Image, Killed, contents, laid_out, under
 from tenure import LogCorrupt, StorageError
 from tenure.storage import SegmentLogStore, StoredLog, StoredSnapshot
 
 SEGMENT_BYTES = 4096
+OWNER, STRANGER = "0" * 32, "1" * 32
 EMPTY = StoredLog(term=0, vote=0, commit=0, batches=())
 
 
-def opened(root: Path) -> SegmentLogStore:
-    return SegmentLogStore(root / "log", segment_bytes=SEGMENT_BYTES)
+def opened(root: Path, owner: str = OWNER) -> SegmentLogStore:
+    return SegmentLogStore(root / "log", owner=owner, segment_bytes=SEGMENT_BYTES)
 
 
 def entries_in(log: StoredLog) -> StoredLog:
@@ -98,7 +99,7 @@ class Trial:
     def __init__(self, folder: Path, patch: pytest.MonkeyPatch, seed: int, *, sector: int = 512) -> None:
         self.source = random.Random(seed)
         self.life = Life(self.source)
-        self.images = self.calls = self.refused = 0
+        self.images = self.calls = self.refused = self.kept_from_strangers = 0
         self._folder = folder
         self._patch = patch
         self._sector = sector
@@ -146,12 +147,27 @@ class Trial:
             ending, self._ending = self._ending, None
             raise ending
 
+    def _try_as_a_stranger(self, image: Image, root: Path) -> None:
+        """Whatever a cut leaves, another owner is refused and changes nothing; or there was never a log."""
+        if self.images % 4:
+            return
+        try:
+            opened(root, STRANGER).close()
+        except LogCorrupt:
+            self.kept_from_strangers += 1
+            assert contents(root) == image
+        else:
+            assert EMPTY in (self.life.before, self.life.after)
+            shutil.rmtree(root)
+            laid_out(image, root)
+
     def _look_at(self, image: Image) -> None:
         self.images += 1
         root = laid_out(image, self._folder / f"cut-{self.images}")
         probe = Life(self.source)
         probe.before, probe.after = self.life.before, self.life.after
         try:
+            self._try_as_a_stranger(image, root)
             probe.check(loaded(root))
         except LogCorrupt:
             if self._sector == SECTOR:
@@ -170,6 +186,7 @@ def test_R1_power_cut_leaves_what_was_acknowledged_at_every_call_of_the_system(
         trial.live(trial.source.randint(1, 12))
         trial.cut()
     assert trial.calls > 60
+    assert trial.kept_from_strangers > 20
 
 
 @pytest.mark.parametrize("seed", range(6))

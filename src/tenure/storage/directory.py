@@ -149,16 +149,17 @@ class DataDirectory:
         """The log, opened by the first call: segments, unless an earlier version has begun it in the database.
 
         Raises:
-            LogCorrupt: it is damaged, gone, or that of another database.
+            LogCorrupt: it is damaged, gone, or that of another data directory.
             StorageError: it cannot be opened, or made.
         """
         if self._log is None:
-            marked = self.store.read_meta("log") is not None
-            if not marked and self.store.holds_log:
+            begun = self.store.beside_segments
+            if self.store.holds_log and not begun:
                 self._log = self.store
             else:
-                log = SegmentLogStore(self._segments, known_as=self.path / LOG, must_exist=marked)
-                if not marked:
+                owner, named = self.directory_id, self.path / LOG
+                log = SegmentLogStore(self._segments, owner=owner, known_as=named, must_exist=begun)
+                if not begun:
                     try:
                         self._begin(log)
                     except BaseException:
@@ -172,11 +173,11 @@ class DataDirectory:
         if log.holds_log:
             path = str(self.path / LOG)
             raise LogCorrupt(
-                f"{path}: it holds a log that {self.store.path} knows nothing of: that database is not the one it was "
-                "begun with; nothing was applied. Replace this member's data directory",
+                f"{path}: it holds a log that {self.store.path} knows nothing of: that database is an older "
+                "copy of the one it was begun with; nothing was applied. Replace this member's data directory",
                 path=path,
             )
-        self.store.write_meta("log", b"segments")
+        self.store.leave_log_to_segments()
 
     @property
     def log_path(self) -> Path:

@@ -20,19 +20,22 @@ import enum
 import itertools
 import struct
 import zlib
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from tenure.storage.log_store import StoredSnapshot
 
-FORMAT = 1
-#: The last digits are the format; what stands before them is for ever, so that a newer format is told from damage.
+FORMAT = 2
+#: The last digits are the format; what stands before them is for ever, so that another format is told from damage.
 MARK = b"TNRLOG%02d" % FORMAT
 END_MARK = b"TNREND%02d" % FORMAT
 SECTOR = 512
 _HEAD = struct.Struct("<8sIIIIII8Q")
-_HEAD_CHECKSUM = struct.Struct("<II")
+#: Behind it, with four bytes of padding.
+_HEAD_CHECKSUM = struct.Struct("<I4x")
+_WHOLE_HEAD = struct.Struct(f"{_HEAD.format}{_HEAD_CHECKSUM.format[1:]}")
 _PLACE = struct.Struct("<QQ")
-HEAD_SIZE = _HEAD.size + _HEAD_CHECKSUM.size
+HEAD_SIZE = _WHOLE_HEAD.size
 #: A seal has no content.
 SEAL_SIZE = HEAD_SIZE + len(END_MARK)
 _ZEROS = bytes(SECTOR)
@@ -42,7 +45,8 @@ class Kind(enum.IntEnum):
     """What a record says."""
 
     #: The start of a segment: the newest snapshot and the hard state, so that no earlier segment is needed for them,
-    #: as ``first`` the number of the first segment that counted when it was written, as ``last`` the file's length.
+    #: as ``first`` the number of the first segment that counted when it was written, as ``last`` the file's length, as
+    #: ``entries`` the id of the data directory that the log belongs to.
     HEAD = 1
     #: One call of ``save``; with a snapshot it replaces everything before it.
     SAVE = 2
@@ -52,11 +56,16 @@ class Kind(enum.IntEnum):
     SEAL = 4
 
 
+#: Asking the enumeration itself takes as long as the rest of reading a record.
+_KINDS = {int(kind): kind for kind in Kind}
+
+
 class Ending(enum.Enum):
     """What comes after the last whole record of a segment."""
 
     CLEAN = "nothing"
     CUT = "a record that was not finished"
+    SHORT = "the end of the file, before the length that its first record tells"
     DAMAGED = "a record that fails its checksum"
 
 
@@ -72,14 +81,40 @@ class Record(NamedTuple):
     snapshot: StoredSnapshot | None = None
 
 
-class Scan(NamedTuple):
-    """The whole records of a segment, where they end, and what comes then."""
+class Scan:
+    """The whole records of a segment from its start; once they are read, where they end and what comes there."""
 
-    records: list[Record]
-    #: Where the last of them begins, and where it ends.
-    last: int
-    end: int
-    ending: Ending
+    def __init__(self, segment: int) -> None:
+        self._segment = segment
+        self.count = 0
+        #: The kind of the last of them, where it begins, and where it ends.
+        self.kind: Kind | None = None
+        self.last = self.end = 0
+        self.ending = Ending.CLEAN
+        #: The first log index of which what comes then may be, where that is known.
+        self.next_index: int | None = None
+
+    def records(self, data: bytes) -> Iterator[Record]:
+        """Each record that ``data`` begins with. A first one in a file that is too short for it is none."""
+        while isinstance(found := read(data, self._segment, self.end), tuple):
+            record, size = found
+            if not self.count and len(data) < record.last and record.kind is Kind.HEAD:
+                # Its length is durable before anything follows its first record.
+                is_followed = isinstance(read(data, self._segment, size), tuple)
+                self.ending = Ending.SHORT if is_followed else Ending.CUT
+                return
+            self.count += 1
+            self.kind = record.kind
+            self.last, self.end = self.end, self.end + size
+            if record.kind is Kind.SAVE and record.last:
+                self.next_index = record.last + 1
+            yield record
+        if found is Ending.CLEAN and data.count(0, self.end) != len(data) - self.end:
+            # The first sector of a record is missing, later ones are there.
+            found = Ending.CUT
+        if found is Ending.CUT and _is_followed(data, self._segment, self.end):
+            found = Ending.DAMAGED
+        self.ending = found
 
 
 def size_of(record: Record) -> int:
@@ -99,29 +134,13 @@ def encode(record: Record, *, segment: int, offset: int) -> bytes:
     zeros = _zero_sectors(bytes(HEAD_SIZE) + content, offset, skip=HEAD_SIZE) if _ZEROS in content else 0
     numbers = (record.sequence, record.first, record.last, *record.hard_state, place, term)
     head = _HEAD.pack(MARK, size, len(data), len(record.entries), zeros, zlib.crc32(content), record.kind, *numbers)
-    return head + _HEAD_CHECKSUM.pack(_head_checksum(head, segment, offset), 0) + content
+    return head + _HEAD_CHECKSUM.pack(_head_checksum(head, segment, offset)) + content
 
 
-def scan(data: bytes, *, segment: int) -> Scan:
-    """Read the segment number ``segment`` from its start to its last whole record."""
-    records: list[Record] = []
-    last = offset = 0
-    while isinstance(found := read(data, segment, offset), tuple):
-        record, size = found
-        records.append(record)
-        last, offset = offset, offset + size
-    if found is Ending.CLEAN and data.count(0, offset) != len(data) - offset:
-        # The first sector of a record is missing, later ones are there.
-        found = Ending.CUT
-    if found is Ending.CUT and _is_followed(data, segment, offset):
-        found = Ending.DAMAGED
-    return Scan(records, last, offset, found)
-
-
-def newer_format(data: bytes) -> int | None:
-    """The format of a segment that a newer version wrote, or None."""
+def other_format(data: bytes) -> int | None:
+    """The format of a segment that another version wrote, or None."""
     name, digits = data[:6], data[6:8]
-    if name == MARK[:6] and digits.isdigit() and int(digits) > FORMAT:
+    if name == MARK[:6] and digits.isdigit() and int(digits) != FORMAT:
         return int(digits)
     return None
 
@@ -129,26 +148,27 @@ def newer_format(data: bytes) -> int | None:
 def read(data: bytes, segment: int, offset: int) -> tuple[Record, int] | Ending:
     """The record at ``offset`` with its size, or what stands there instead."""
     mark = data[offset : offset + len(MARK)]
-    if not any(mark):
-        return Ending.CLEAN
+    if mark != MARK:
+        return Ending.DAMAGED if any(mark) else Ending.CLEAN
     head = data[offset : offset + HEAD_SIZE]
-    if mark != MARK or len(head) < HEAD_SIZE:
-        return Ending.DAMAGED if mark != MARK else _beyond_the_end(offset)
-    if not _head_is_whole(head, segment, offset):
+    if len(head) < HEAD_SIZE:
+        return _beyond_the_end(offset)
+    (
+        _, size, data_size, entries_size, zeros, checksum, kind,
+        sequence, first, last, term, vote, commit, place, snapshot_term, head_checksum,
+    ) = _WHOLE_HEAD.unpack(head)  # fmt: skip
+    if head_checksum != _head_checksum(head[: _HEAD.size], segment, offset):
         # A head lies in one sector or in two; of a cut one the second is missing.
         rest = head[SECTOR - offset % SECTOR :]
         return Ending.CUT if rest and not any(rest) else Ending.DAMAGED
-    _, size, data_size, entries_size, zeros, checksum, kind, *numbers = _HEAD.unpack_from(head)
-    sequence, first, last, term, vote, commit, place, snapshot_term = numbers
-    record = data[offset : offset + size]
-    content = memoryview(record)[HEAD_SIZE:]
-    if len(record) < size:
+    content = data[offset + HEAD_SIZE : offset + size]
+    if len(content) < size - HEAD_SIZE:
         return _beyond_the_end(offset)
     if zlib.crc32(content) != checksum:
-        return Ending.CUT if _zero_sectors(record, offset) > zeros else Ending.DAMAGED
-    snapshot = StoredSnapshot(index=place, term=snapshot_term, data=bytes(content[:data_size])) if place else None
-    entries = bytes(content[data_size : data_size + entries_size])
-    return Record(Kind(kind), sequence, (term, vote, commit), first, last, entries, snapshot), size
+        return Ending.CUT if _zero_sectors(head + content, offset) > zeros else Ending.DAMAGED
+    snapshot = StoredSnapshot(index=place, term=snapshot_term, data=content[:data_size]) if place else None
+    entries = content[data_size : data_size + entries_size]
+    return Record(_KINDS[kind], sequence, (term, vote, commit), first, last, entries, snapshot), size
 
 
 def _beyond_the_end(offset: int) -> Ending:
@@ -157,8 +177,7 @@ def _beyond_the_end(offset: int) -> Ending:
 
 
 def _head_is_whole(head: bytes, segment: int, offset: int) -> bool:
-    stored, _ = _HEAD_CHECKSUM.unpack_from(head, _HEAD.size)
-    return bool(stored == _head_checksum(head[: _HEAD.size], segment, offset))
+    return bool(_WHOLE_HEAD.unpack(head)[-1] == _head_checksum(head[: _HEAD.size], segment, offset))
 
 
 def _head_checksum(head: bytes, segment: int, offset: int) -> int:

@@ -2,7 +2,7 @@
 
 ::
 
-    00000000000000000007.segment:   HEAD  newest snapshot and hard state | SAVE | SAVE | COMPACT | ... | SEAL | zeros
+    00000000000000000007.segment:   HEAD  owner, snapshot, hard state | SAVE | SAVE | COMPACT | ... | SEAL | zeros
     00000000000000000008.segment:   HEAD  | SAVE | ...                                                        | zeros
 
 The files are opened with O_DSYNC, so that one system call writes a record and returns once it is on the disk; they
@@ -25,15 +25,15 @@ from tenure.errors import LogCorrupt, StorageError, StorageFull, SyncFailed
 from tenure.storage.folders import sync_folder
 from tenure.storage.log_store import StoredLog, StoredSnapshot
 from tenure.storage.segment_records import (
+    FORMAT,
     SEAL_SIZE,
     Ending,
     Kind,
     Record,
     Scan,
     encode,
-    newer_format,
+    other_format,
     read,
-    scan,
     size_of,
 )
 
@@ -58,10 +58,14 @@ class _Replay:
         self.sequence = 0
         self.hard_state = (0, 0, 0)
         self.snapshot: StoredSnapshot | None = None
-        self.batches: list[Record] = []
         #: The first segment that counts, and for each segment the lowest index that a batch in it begins with.
         self.floor = 1
         self.lowest: dict[int, int] = {}
+        #: The batches, where each begins, and where the newest ends. Numbers and bytes only: of long lists of anything
+        #: else the garbage collector takes a look at each, again and again.
+        self._batches: list[bytes] = []
+        self._firsts: list[int] = []
+        self._last = 0
 
     def take(self, segment: int, record: Record, *, is_first: bool) -> bool:
         """Take the next record; False if it is not the next one."""
@@ -70,35 +74,59 @@ class _Replay:
         elif record.sequence != self.sequence + 1:
             return False
         self.note(segment, record)
-        if record.kind is Kind.SAVE and record.snapshot is not None:
-            self.batches.clear()
-        if record.entries:
-            self.batches.append(record)
+        if record.snapshot is not None:
+            self._drop(everything=record.kind is Kind.SAVE)
+        if record.entries and record.kind is Kind.SAVE:
+            self._batches.append(record.entries)
+            self._firsts.append(record.first)
+            self._last = record.last
         return True
 
     def note(self, segment: int, record: Record) -> None:
         """What a record in ``segment`` changes, but for its batch."""
+        kind = record.kind
         self.hard_state = record.hard_state
-        if record.kind is Kind.SEAL:
+        if kind is Kind.SEAL:
             return
         self.sequence = record.sequence
         if record.snapshot is not None:
             self.snapshot = record.snapshot
-            if record.kind is Kind.SAVE:
+            if kind is Kind.SAVE:
                 # It stands for everything before it.
                 self.floor = segment
                 self.lowest.clear()
-            elif record.kind is Kind.COMPACT:
+            elif kind is Kind.COMPACT:
                 self._raise_floor(record.snapshot.index)
-        if record.entries:
+        if record.entries and kind is Kind.SAVE:
             self.lowest[segment] = min(record.first, self.lowest.get(segment, record.first))
 
-    def kept(self) -> list[Record]:
-        """The batches from the newest on that begins at or below the snapshot's next index."""
+    def stored(self) -> StoredLog:
+        """All that counts."""
+        self._drop()
+        term, vote, commit = self.hard_state
+        batches = tuple(self._batches)
+        return StoredLog(term=term, vote=vote, commit=commit, batches=batches, snapshot=self.snapshot)
+
+    def forget_batches(self) -> None:
+        """Let the memory go that they take."""
+        self._drop(everything=True)
+
+    def _drop(self, *, everything: bool = False) -> None:
+        """Drop what the snapshot stands for: what was before the newest batch that begins at or below its next index.
+
+        Where it stands for all, that batch as well.
+        """
         index = 0 if self.snapshot is None else self.snapshot.index
-        starts = [place for place, batch in enumerate(self.batches) if batch.first <= index + 1]
-        kept = self.batches[starts[-1] :] if starts and index else self.batches
-        return [] if len(kept) == 1 and 0 < kept[0].last <= index else kept
+        if everything:
+            count = len(self._firsts)
+        elif not index:
+            return
+        else:
+            starts = (place for place in range(len(self._firsts) - 1, -1, -1) if self._firsts[place] <= index + 1)
+            count = next(starts, 0)
+            if count == len(self._firsts) - 1 and 0 < self._last <= index:
+                count += 1
+        del self._batches[:count], self._firsts[:count]
 
     def _raise_floor(self, index: int) -> None:
         """A batch that begins at or below ``index + 1`` drops all before it, so segments before its own are free."""
@@ -113,6 +141,7 @@ class SegmentLogStore:
         self,
         folder: Path,
         *,
+        owner: str = "",
         segment_bytes: int = SEGMENT_BYTES,
         known_as: Path | None = None,
         must_exist: bool = False,
@@ -121,18 +150,23 @@ class SegmentLogStore:
 
         Args:
             folder: Theirs alone.
+            owner: The id of the data directory that the log belongs to. Every segment carries it, and those of another
+                owner are refused (R7).
             segment_bytes: How long a new segment is, unless one record needs more.
             known_as: The path that errors name instead, where ``folder`` is a copy.
             must_exist: A log without any record is damage, and not a new store.
 
         Raises:
-            LogCorrupt: a record is damaged or missing; it is named.
+            LogCorrupt: a record is damaged or missing, or the log belongs to another owner; it is named.
             StorageFull: there is no room for a segment.
-            StorageError: it is of a newer format, or cannot be opened.
+            StorageError: it is of another format, or cannot be opened.
         """
         self._folder = folder
         self._known_as = folder if known_as is None else known_as
+        self._owner = owner.encode()
         self._segment_bytes = segment_bytes
+        #: What opening has read, until it is asked for or something is written.
+        self._read: StoredLog | None = None
         self._unusable: str | None = None
         self._descriptor = -1
         self._places = _Replay()
@@ -160,13 +194,13 @@ class SegmentLogStore:
 
     def load(self) -> StoredLog:
         """See :meth:`LogStore.load`."""
-        try:
-            replay, _ = self._replay(self._segments())
-        except OSError as error:
-            raise self._explain(error) from error
-        term, vote, commit = replay.hard_state
-        batches = tuple(batch.entries for batch in replay.kept())
-        return StoredLog(term=term, vote=vote, commit=commit, batches=batches, snapshot=replay.snapshot)
+        found, self._read = self._read, None
+        if found is None:
+            try:
+                found = self._replay(self._segments())[0].stored()
+            except OSError as error:
+                raise self._explain(error) from error
+        return found
 
     def save(
         self,
@@ -230,6 +264,7 @@ class SegmentLogStore:
         """One durable step. After any failure the store takes no further one: what it left is not known (R2)."""
         if self._unusable is not None:
             raise SyncFailed(f"{self._known_as}: an earlier write failed ({self._unusable}); open the store again")
+        self._read = None
         try:
             data = encode(record, segment=self._segment, offset=self._offset)
             if self._offset + len(data) + SEAL_SIZE > self._size:
@@ -260,7 +295,9 @@ class SegmentLogStore:
     def _begin(self, segment: int, needed: int) -> None:
         """Make ``segment`` durable with its first record, and write into it from now on."""
         places = self._places
-        head = Record(Kind.HEAD, places.sequence + 1, places.hard_state, first=places.floor, snapshot=places.snapshot)
+        head = Record(
+            Kind.HEAD, places.sequence + 1, places.hard_state, places.floor, 0, self._owner, snapshot=places.snapshot
+        )
         size = max(self._segment_bytes, size_of(head) + needed + SEAL_SIZE)
         data = encode(head._replace(last=size), segment=segment, offset=0)
         path = self._path(segment)
@@ -304,14 +341,15 @@ class SegmentLogStore:
             self._begin(1, 0)
             return
         self._places, ends = self._replay(segments)
-        self._places.batches.clear()
-        if must_exist and not ends[0].records:
+        self._read = self._places.stored()
+        self._places.forget_batches()
+        if must_exist and not ends[0].count:
             raise self._corrupt(1, "its first record is missing", None)
         for stray in set(self._numbers()) - set(segments):
             # Removed, and back after a power cut: the removal of a newer one was durable, and this one was not.
             self._path(stray).unlink()
         self._oldest = segments[0]
-        if not ends[-1].records:
+        if not ends[-1].count:
             # The crash came while this segment was made: the one before it goes on.
             self._path(segments.pop()).unlink()
             ends.pop()
@@ -326,7 +364,7 @@ class SegmentLogStore:
             older, found = segments[-2], ends[-2]
             descriptor = self._reopen(older, found)
             try:
-                if found.records[-1].kind is not Kind.SEAL:
+                if found.kind is not Kind.SEAL:
                     self._seal(descriptor, found.end, older)
             finally:
                 os.close(descriptor)
@@ -353,41 +391,49 @@ class SegmentLogStore:
         """Everything that is stored, and how the segments end; :class:`tenure.LogCorrupt` names what is wrong."""
         replay, ends = _Replay(), list[Scan]()
         for segment in segments:
-            found = self._scan(segment)
-            if found.ending is Ending.DAMAGED:
-                raise self._corrupt(segment, f"the record at byte {found.end} fails its checksum", _next_index(found))
-            if found.records and found.records[0].kind is not Kind.HEAD:
-                raise self._corrupt(segment, "its first record is missing", None)
-            for record in found.records:
-                if not replay.take(segment, record, is_first=not ends and record.kind is Kind.HEAD):
+            found, is_first = Scan(segment), not ends
+            data = self._content(segment)
+            for record in found.records(data):
+                if found.count == 1:
+                    self._check_head(segment, record)
+                if not replay.take(segment, record, is_first=is_first):
                     raise self._corrupt(segment, f"the record {replay.sequence + 1} is missing", None)
+                is_first = False
+            if found.ending is Ending.SHORT:
+                raise self._corrupt(segment, f"it ends at byte {len(data)}", None)
+            if found.ending is Ending.DAMAGED:
+                what = f"the record at byte {found.end} fails its checksum"
+                raise self._corrupt(segment, what, found.next_index)
             ends.append(found)
         for place, (segment, found) in enumerate(zip(segments, ends, strict=True)):
             later = ends[place + 1 :]
-            followed = len(later[0].records) if later else 0
-            if found.records and found.records[-1].kind is Kind.SEAL:
+            followed = later[0].count if later else 0
+            if found.kind is Kind.SEAL:
                 if not followed:
                     raise self._corrupt(segment + 1, "it, or its first record, is missing", None)
-            elif later and (len(later) > 1 or followed > 1 or not found.records):
+            elif later and (len(later) > 1 or followed > 1 or not found.count):
                 # Without a seal only the first record of the next one can be there.
-                raise self._corrupt(segment, f"the record at byte {found.end} is missing", _next_index(found))
-        if segments[0] > replay.floor or (not ends[0].records and segments[0] > 1):
+                raise self._corrupt(segment, f"the record at byte {found.end} is missing", found.next_index)
+        if segments[0] > replay.floor or (not ends[0].count and segments[0] > 1):
             raise self._corrupt(segments[0] - 1, "it is missing, and no snapshot stands for its entries", None)
         return replay, ends
 
-    def _scan(self, segment: int) -> Scan:
+    def _content(self, segment: int) -> bytes:
         data = self._path(segment).read_bytes()
-        newer = newer_format(data)
-        if newer is not None:
-            path = self._named(segment)
-            raise StorageError(f"{path} has format {newer}, which this version does not read: use the newer Tenure")
-        found = scan(data, segment=segment)
-        if found.records and len(data) < found.records[0].last:
-            # Its length is durable before anything follows its first record.
-            if len(found.records) > 1:
-                raise self._corrupt(segment, f"it ends at byte {len(data)}", _next_index(found))
-            return Scan([], 0, 0, Ending.CUT)
-        return found
+        other = other_format(data)
+        if other is not None:
+            raise StorageError(
+                f"{self._named(segment)} has format {other}, and this version reads {FORMAT}: use the Tenure that wrote it"
+            )
+        return data
+
+    def _check_head(self, segment: int, record: Record) -> None:
+        if record.kind is not Kind.HEAD:
+            raise self._corrupt(segment, "its first record is missing", None)
+        if record.entries != self._owner:
+            theirs, ours = (repr(owner.decode(errors="replace")) for owner in (record.entries, self._owner))
+            what = f"it belongs to the data directory {theirs}, and this is {ours}: its log was replaced by another's"
+            raise self._corrupt(segment, what, None)
 
     def _numbers(self) -> list[int]:
         matches = (_NAME.fullmatch(path.name) for path in self._folder.iterdir())
@@ -418,12 +464,6 @@ class SegmentLogStore:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return StorageFull(f"{self._known_as}: the disk is full; free space and start this node again")
         return SyncFailed(f"{self._known_as}: {error}; what is on the disk is no longer known, so this node must stop")
-
-
-def _next_index(found: Scan) -> int | None:
-    """The first log index of which the record behind the last whole one may have been."""
-    lasts = [record.last for record in found.records if record.entries and record.last]
-    return lasts[-1] + 1 if lasts else None
 
 
 def _allocate(descriptor: int, size: int) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 from tenure.errors import LogCorrupt, SyncFailed
 from tenure.storage.log_store import StoredLog, StoredSnapshot
 from tenure.storage.sqlite_file import (
+    FORMAT_BESIDE_SEGMENTS,
     FORMAT_KEY,
     KEYS_KEY,
     Execute,
@@ -71,7 +72,9 @@ class SqliteLogStore:
                 execute("PRAGMA wal_checkpoint(TRUNCATE)")
                 prepare(self._connection, self.path)
                 self._meta = read_meta(self._connection, self.path)
-                del self._meta[FORMAT_KEY], self._meta[KEYS_KEY]
+                del self._meta[KEYS_KEY]
+                #: Whether the log is kept in segments beside this file, which has only what is kept beside a log.
+                self.beside_segments = int(self._meta.pop(FORMAT_KEY)) == FORMAT_BESIDE_SEGMENTS
                 self._hard_state, self._newest = self._read_hard_state()
                 self._snapshot_index, self._floor = self._read_snapshot()[1:]
                 oldest = execute("SELECT min(sequence) FROM batch").fetchone()[0]
@@ -165,6 +168,15 @@ class SqliteLogStore:
             if key not in self._meta:
                 put_meta(execute, KEYS_KEY, json.dumps(sorted({*self._meta, key})).encode())
         self._meta[key] = value
+
+    def leave_log_to_segments(self) -> None:
+        """Make durable that the log is kept in segments from now on; the same errors as ``save``.
+
+        Versions that know no segments do not open the file any more.
+        """
+        with self._transaction() as execute:
+            put_meta(execute, FORMAT_KEY, b"%d" % FORMAT_BESIDE_SEGMENTS)
+        self.beside_segments = True
 
     def close(self) -> None:
         """See :meth:`LogStore.close`."""

@@ -23,6 +23,9 @@ from pathlib import Path
 from tenure.errors import LogCorrupt, StorageError, StorageFull, SyncFailed
 
 FORMAT = 2
+#: That of a file beside which the log is kept in segments: an older version would begin another log in it, and with it
+#: vote a second time in terms in which this member has voted, so it must not take the file for one of its own (R7).
+FORMAT_BESIDE_SEGMENTS = 3
 #: Keys of ``meta`` that the store itself keeps.
 FORMAT_KEY, KEYS_KEY = "format", "keys"
 
@@ -91,8 +94,9 @@ def prepare(connection: sqlite3.Connection, path: Path) -> None:
     found = read_meta(connection, path).get(FORMAT_KEY, b"")
     if not found.isdigit():
         raise corrupt(path, f"the record {FORMAT_KEY!r} is missing", None)
-    if int(found) > FORMAT:
-        raise StorageError(f"{path} has format {int(found)}, this version reads up to {FORMAT}: use the newer Tenure")
+    newest = FORMAT_BESIDE_SEGMENTS
+    if int(found) > newest:
+        raise StorageError(f"{path} has format {int(found)}, this version reads up to {newest}: use the newer Tenure")
     if int(found) == 1:
         _bring_up(connection, path)
 
