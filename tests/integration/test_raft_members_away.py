@@ -9,6 +9,7 @@ import pytest
 
 import tenure
 from support.replicas import running
+from tenure.core import roster
 from tenure.node.driver import REMOVED_SECONDS
 from tenure.raft import Node
 
@@ -83,3 +84,16 @@ async def test_R7_node_that_missed_its_removal_and_the_exchange_of_all_others_en
 
 def ended(node: Node) -> bool:
     return node.failed is not None and node.failed.done()
+
+
+@pytest.mark.asyncio
+async def test_applicant_is_listed_no_more_when_it_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As long as it waits it calls; once it is stopped the list forgets it, and it can come again."""
+    monkeypatch.setattr(roster, "APPLICANT_SECONDS", 2.0)
+    async with running(tmp_path, spare="d") as replicas:
+        leader = await replicas.leader()
+        for _ in range(2):
+            await replicas.start("d")
+            await replicas.until(lambda: "d" in leader._driver.roster.applicants)
+            await replicas.stop("d")
+            await replicas.until(lambda: "d" not in leader._driver.roster.applicants)

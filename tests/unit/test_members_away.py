@@ -11,7 +11,7 @@ from tenure.core.commands import MemberRecord
 from tenure.core.founding import PROTOCOL_VERSION, Hello, Welcome
 from tenure.core.fsm import ClusterRecord, Enrolment, Membership, founding_membership
 from tenure.core.membership import Promote, Remove
-from tenure.core.roster import Roster
+from tenure.core.roster import APPLICANT_SECONDS, APPLICANTS_MAX, Roster
 
 
 def exchange_all_but(cluster: ReplicatingCluster, away: int) -> None:
@@ -143,3 +143,24 @@ def test_R7_removed_member_goes_when_the_commit_of_its_removal_does_not_reach_it
     cluster.filter = lambda sender, to, payload: to != gone
     assert cluster.advance(10_000, until=lambda: gone in cluster.gone), cluster.standings()
     assert not core.removed
+
+
+def test_applicant_is_forgotten_when_it_has_not_called_for_a_minute():
+    """Each call counts from anew; who is gone makes room for others."""
+    roster = Roster(Enrolment(record=RECORD, raft_id=1))
+    calls = {
+        name: msgspec.structs.replace(told_by(name, LATER), cluster_id="", welcome=None)
+        for name in (f"new-{number}" for number in range(APPLICANTS_MAX + 1))
+    }
+    for call in calls.values():
+        roster.note_applicant(call, 10.0)
+    assert len(roster.applicants) == APPLICANTS_MAX
+    roster.note_applicant(calls["new-1"], 40.0)
+    roster.forget_silent_applicants(10.0 + APPLICANT_SECONDS - 0.1)
+    assert len(roster.applicants) == APPLICANTS_MAX
+    roster.forget_silent_applicants(10.0 + APPLICANT_SECONDS)
+    assert set(roster.applicants) == {"new-1"}
+    roster.note_applicant(calls[f"new-{APPLICANTS_MAX}"], 71.0)
+    roster.applied(msgspec.structs.replace(LATER, members=(*LATER.members, record_of(9, "new-1"))))
+    roster.forget_silent_applicants(72.0)
+    assert set(roster.applicants) == {f"new-{APPLICANTS_MAX}"}

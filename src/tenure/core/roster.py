@@ -22,6 +22,8 @@ from tenure.core.fsm import Enrolment, Membership, founding_membership
 
 #: New directories that asked to be added and are remembered; more than a cluster could want.
 APPLICANTS_MAX = 64
+#: One that has not called for so long is gone. It calls several times a second as long as it is not added.
+APPLICANT_SECONDS = 60.0
 
 
 class Roster:
@@ -41,6 +43,8 @@ class Roster:
         #: Directory id to how often it was opened and its incarnation then.
         self._seen = dict(seen) if seen is not None else {}
         self.applicants: dict[str, Hello] = {}
+        #: When each of them called last, in seconds of the owner's clock.
+        self._called: dict[str, float] = {}
         #: Counts every change of what ``membership`` returns.
         self.version = 0
         self._let_in: tuple[int, dict[str, MemberRecord]] = (-1, {})
@@ -154,14 +158,21 @@ class Roster:
                 return None
         return Welcome(record=enrolment.record, membership=membership)
 
-    def note_applicant(self, hello: Hello) -> None:
-        """A new directory called: it can be added by its name, unless a member has that name."""
+    def note_applicant(self, hello: Hello, now: float) -> None:
+        """A new directory called at ``now``: it can be added by its name, unless a member has that name."""
         if self._enrolment is None or self.find(hello.name) is not None:
             return
         if hello.cluster_name != self._enrolment.record.cluster_name:
             return
         if hello.name in self.applicants or len(self.applicants) < APPLICANTS_MAX:
-            self.applicants[hello.name] = hello
+            self.applicants[hello.name], self._called[hello.name] = hello, now
+
+    def forget_silent_applicants(self, now: float) -> None:
+        """Who has not called for :data:`APPLICANT_SECONDS` asks no more to be added."""
+        self._called = {name: at for name, at in self._called.items() if name in self.applicants}
+        for name, at in self._called.items():
+            if now - at >= APPLICANT_SECONDS:
+                del self.applicants[name]
 
     def admit(self, own: Hello, other: Hello, *, expected_name: str | None = None) -> str | None:
         """Why a connection with ``other`` is refused, or None if its frames may be taken (R3, R7)."""

@@ -8,6 +8,7 @@ that reaches no leader dials whomever its file names, too: everybody it knew may
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
 
@@ -96,7 +97,7 @@ class Links:
             on_payload=self.route,
             on_hello=self._on_hello,
             on_gone=self._gone,
-            on_applicant=self._roster.note_applicant,
+            on_applicant=lambda hello: self._roster.note_applicant(hello, asyncio.get_running_loop().time()),
             on_refused=self._note_refused,
             welcome_for=self._roster.welcome_for,
         )
@@ -158,6 +159,7 @@ class Links:
             self.exchange.tick()
         if membership is None or enrolment is None or self.transport is None:
             return
+        self._roster.forget_silent_applicants(asyncio.get_running_loop().time())
         connected = self.transport.connected()
         # A learner's engine goes on naming a leader that is gone: only a stream says that it is there.
         led = leader_id == enrolment.raft_id or leader_id in connected
