@@ -40,13 +40,16 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TENURE_NODE__DATA_DIR", raising=False)
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A node's directory with a log from its founding on: entries 1 to 6, the last two of them replaced once."""
+@pytest.fixture(params=["segments", "database"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A node's directory with a log from its founding on: entries 1 to 6, the last two of them replaced once.
+
+    With its log in segments, and where an earlier version began it in the database.
+    """
     folder = tmp_path / "data"
     directory = DataDirectory.open(folder, node_name="b", cluster_name="c")
     directory.found(RECORD)
-    store = directory.store
+    store = directory.log if request.param == "segments" else directory.store
     user = bytes([commands.USER]) + b"key=value"
     first = batch_of([(1, 1, "empty", b""), (2, 1, "command", user), (3, 1, "command", user), (4, 1, "command", user)])
     store.save(first=1, last=4, entries=first, hard_state=(1, 1, 2))
@@ -70,7 +73,7 @@ def compacted(folder: Path) -> Path:
     info = writer.commit()
     content = Content(id=info.id, size=info.size, sha256=info.sha256)
     state = Manifest(index=4, term=3, state=initial_state(RECORD), voters=(1, 2), content=content)
-    directory.store.compact(StoredSnapshot(index=4, term=3, data=manifest.encode(state)))
+    directory.log.compact(StoredSnapshot(index=4, term=3, data=manifest.encode(state)))
     directory.close()
     return folder
 
@@ -146,7 +149,7 @@ def test_log_inspect_shows_the_other_entries_when_one_is_of_a_newer_version(fold
     """It is unreadable here, which is what the operator looks for."""
     directory = DataDirectory.open(folder, node_name="b", cluster_name="c")
     entries = [(7, 3, "command", b"\x63?"), (8, 3, "command", commands.encode(Recover(generation=1, lineage="f")))]
-    directory.store.save(first=7, last=8, entries=batch_of(entries), hard_state=None)
+    directory.log.save(first=7, last=8, entries=batch_of(entries), hard_state=None)
     directory.close()
     _, found = document(capsys, "log", "inspect", "--data-dir", folder, "--from", 7)
     newer, known = (entry["command"] for entry in found["shown"])
@@ -176,15 +179,28 @@ def test_log_verify_passes_and_changes_nothing_when_all_is_well(compacted: Path,
     assert states_of(compacted) == before
 
 
-@pytest.mark.parametrize("table", ["batch", "hard_state", "snapshot", "meta"])
-def test_log_verify_names_the_record_when_its_checksum_fails(compacted: Path, capsys, table: str):
+@pytest.mark.parametrize(
+    ("folder", "place"),
+    [
+        *(("database", table) for table in ("batch", "hard_state", "snapshot", "meta")),
+        # Beside the log, in an entry, in the record of the snapshot, in the first record.
+        *(("segments", place) for place in ("meta", b"key=value", b"eeeeeeee", b"TNREND")),
+    ],
+    indirect=["folder"],
+)
+def test_log_verify_names_the_record_when_its_checksum_fails(compacted: Path, capsys, place: str | bytes):
     """With the exit code that means it, on stderr for people and on stdout for machines."""
-    with contextlib.closing(sqlite3.connect(compacted / "raft.sqlite3", isolation_level=None)) as connection:
-        connection.execute(f"UPDATE {table} SET checksum = checksum + 1")
+    if isinstance(place, str):
+        path = compacted / "raft.sqlite3"
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+            connection.execute(f"UPDATE {place} SET checksum = checksum + 1")
+    else:
+        (path,) = (compacted / "log").iterdir()
+        flip(path, place)
     code, found = document(capsys, "log", "verify", "--data-dir", compacted)
     assert (code, found["valid"]) == (ExitCode.VERIFICATION_FAILED, False)
     assert "fails its checksum" in found["problem"]
-    assert found["path"] == str(compacted / "raft.sqlite3")
+    assert found["path"] == str(path)
     code, out, err = run(capsys, "log", "verify", "--data-dir", compacted)
     assert (code, out) == (ExitCode.VERIFICATION_FAILED, "")
     assert "fails its checksum" in err
@@ -234,7 +250,7 @@ def test_log_verify_names_the_contradiction_when_every_checksum_holds(
     """A store that was written wrong is as useless as one that was damaged."""
     directory = DataDirectory.open(folder, node_name="b", cluster_name="c")
     batch = b"nothing that the engine wrote" if entries is None else batch_of(entries)
-    directory.store.save(first=first, last=first, entries=batch, hard_state=hard_state)
+    directory.log.save(first=first, last=first, entries=batch, hard_state=hard_state)
     directory.close()
     code, found = document(capsys, "log", "verify", "--data-dir", folder)
     assert code == ExitCode.VERIFICATION_FAILED

@@ -28,7 +28,7 @@ from tenure.core.roster import Roster
 from tenure.node.engine import batch_of, conf_change_of
 from tenure.node.recover_cluster import recover_data_dir, survivor_in
 from tenure.raft import recover_cluster
-from tenure.storage import DataDirectory, StoredSnapshot
+from tenure.storage import DataDirectory, SegmentLogStore, SqliteLogStore, StoredSnapshot
 
 SETTINGS = Settings(
     heartbeat_interval_ms=100, election_timeout_ms=1000, lease_duration_ms=1000, clock_rate_error_ppm=10_000
@@ -46,6 +46,9 @@ ACQUIRE = Acquire(
 )
 WORD = "--the-others-are-dead-for-good"
 
+#: The second is the format of a directory that an earlier version made.
+WHEREVER_THE_LOG_IS = pytest.mark.parametrize("kept_in", ["segments", "database"])
+
 Entry = tuple[Literal["command", "empty", "conf_change"], bytes]
 
 
@@ -57,12 +60,15 @@ def change(steps: list[tuple[Any, int]], context: MembersChange | None) -> Entry
     return "conf_change", conf_change_of(steps, b"" if context is None else commands.encode_members(context))
 
 
-def directory_of(folder: Path, entries: list[Entry], *, name: str = "b", commit: int = 1) -> Path:
+def directory_of(
+    folder: Path, entries: list[Entry], *, name: str = "b", commit: int = 1, kept_in: str = "segments"
+) -> Path:
     """The directory of a stopped founder whose log holds these entries behind the leader's own, all of term 1."""
     directory = DataDirectory.open(folder, node_name=name, cluster_name="c")
     directory.found(RECORD)
     log = [(index, 1, kind, data) for index, (kind, data) in enumerate([("empty", b""), *entries], start=1)]
-    directory.store.save(first=1, last=len(log), entries=batch_of(log), hard_state=(1, 1, commit))
+    store = directory.log if kept_in == "segments" else directory.store
+    store.save(first=1, last=len(log), entries=batch_of(log), hard_state=(1, 1, commit))
     directory.close()
     return folder
 
@@ -70,15 +76,17 @@ def directory_of(folder: Path, entries: list[Entry], *, name: str = "b", commit:
 # -- what is written --------------------------------------------------------------------------------------------------
 
 
-def test_R16_survivor_is_the_only_member_of_the_next_generation(tmp_path: Path):
+@WHEREVER_THE_LOG_IS
+def test_R16_survivor_is_the_only_member_of_the_next_generation(tmp_path: Path, kept_in: str):
     """One save of the next term, committed to its end: the command, then each of the others removed."""
-    folder = directory_of(tmp_path / "b", [entry(ACQUIRE)], commit=1)
+    folder = directory_of(tmp_path / "b", [entry(ACQUIRE)], commit=1, kept_in=kept_in)
     done = recover_data_dir(folder, all_others_are_dead=CLUSTER)
     assert (done.generation, done.last_index) == (1, 5)
     assert done.before.others == ("a", "c")
     assert (done.before.commit_index, done.before.last_index) == (1, 2)
     with DataDirectory.inspect(folder) as directory:
-        stored = directory.store.load()
+        assert (directory.log is directory.store) == (kept_in == "database")
+        stored = directory.log.load()
         assert (stored.term, stored.vote, stored.commit) == (2, 2, 5)
         assert len(stored.batches) == 2
         enrolment = directory.enrolment
@@ -277,15 +285,18 @@ def test_R16_recovery_refuses_a_directory_in_use_and_takes_the_configuration(tmp
     assert recover_cluster(config("b"), all_others_are_dead=CLUSTER).generation == 1
 
 
-def test_R16_failure_between_the_two_writes_leaves_nothing_that_leads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@WHEREVER_THE_LOG_IS
+def test_R16_failure_between_the_two_writes_leaves_nothing_that_leads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept_in: str
+):
     """The directory has the new lineage and the log does not: nobody shares it, and the recovery is run again."""
-    folder = directory_of(tmp_path / "b", [])
+    folder = directory_of(tmp_path / "b", [], kept_in=kept_in)
 
     def fail(*_: Any, **__: Any) -> None:
         raise tenure.StorageFull("the disk is full")
 
     with monkeypatch.context() as patched:
-        patched.setattr("tenure.storage.sqlite.SqliteLogStore.save", fail)
+        patched.setattr(SegmentLogStore if kept_in == "segments" else SqliteLogStore, "save", fail)
         with pytest.raises(tenure.StorageFull):
             recover_data_dir(folder, all_others_are_dead=CLUSTER)
     with DataDirectory.inspect(folder) as directory:
@@ -308,7 +319,7 @@ def test_R16_torn_content_of_a_snapshot_is_found_before_anybody_is_given_up(tmp_
     directory.found(RECORD)
     content = Content(id="missing", size=1, sha256="0" * 64)
     taken = Manifest(index=9, term=1, state=initial_state(RECORD), voters=(1, 2, 3), content=content)
-    directory.store.save(
+    directory.log.save(
         first=0, last=0, entries=b"", hard_state=(1, 0, 9), snapshot=StoredSnapshot(9, 1, manifest.encode(taken))
     )
     directory.close()
@@ -389,11 +400,12 @@ def test_R16_command_shows_what_it_would_do_and_does_nothing_without_the_word(
     assert survivor_in(folder) == before
 
 
+@WHEREVER_THE_LOG_IS
 def test_R16_command_recovers_once_the_cluster_id_is_typed(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, kept_in: str
 ):
     """A wrong id changes nothing; the right one does it, and the next steps are told."""
-    folder = directory_of(tmp_path / "b", [])
+    folder = directory_of(tmp_path / "b", [], kept_in=kept_in)
     monkeypatch.setattr("sys.stdin", io.StringIO("b\n"))
     assert quorum(folder, WORD, *NOBODY) == ExitCode.REFUSED
     assert "nothing was changed" in capsys.readouterr().err
@@ -454,7 +466,7 @@ def test_R16_command_refuses_a_directory_in_use_and_a_new_one(tmp_path: Path, ca
 
 def test_R16_command_compares_survivors_by_their_last_entry(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """The later term, then the longer log; not those of the two sides of a recovery."""
-    shorter = directory_of(tmp_path / "b", [])
+    shorter = directory_of(tmp_path / "b", [], kept_in="database")
     longer = directory_of(tmp_path / "c", [entry(ACQUIRE)], name="c")
     assert main(["recover", "quorum", "--compare", str(shorter), str(longer)]) == ExitCode.OK
     assert "take c" in capsys.readouterr().out

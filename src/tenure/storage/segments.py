@@ -422,8 +422,9 @@ class SegmentLogStore:
         data = self._path(segment).read_bytes()
         other = other_format(data)
         if other is not None:
+            path = self._named(segment)
             raise StorageError(
-                f"{self._named(segment)} has format {other}, and this version reads {FORMAT}: use the Tenure that wrote it"
+                f"{path} has format {other}, and this version reads {FORMAT}: use the Tenure that wrote it"
             )
         return data
 
