@@ -9,7 +9,7 @@ ARGS   ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-fast fuzzy mutants lint verify fix lock bench-raft \
-	bench-raft-sizes bench-raft-voters bench-raft-idle bench-raft-long clean
+	bench-raft-sizes bench-raft-voters bench-raft-idle bench-raft-long bench-failover bench-failover-steady clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -66,6 +66,12 @@ bench-raft-idle: setup ## what a cluster costs that does nothing (QUICK=1: under
 
 bench-raft-long: setup ## our Raft node over the life of a log (ENTRIES=10000000; QUICK=1: under a minute)
 	@$(BIN)/python -m bench.raft.long $(if $(ENTRIES),--entries $(ENTRIES)) $(ARGS)
+
+bench-failover: setup ## how long nobody leads after a death, a pause, a cut, beside the peers (QUICK=1: under a minute)
+	@$(BIN)/python -m bench.failover.run $(ARGS)
+
+bench-failover-steady: setup ## ten minutes of full load for each setting: no leadership ends by itself (QUICK=1)
+	@$(BIN)/python -m bench.failover.steady $(ARGS)
 
 clean: ## remove the virtual environment and everything that was built
 	@rm -rf $(VENV) raft/target dist raft/python/tenure_raft/*.so

@@ -57,6 +57,7 @@ func main() {
 	flag.StringVar(&settings.directory, "directory", "", "where the log is kept")
 	flag.StringVar(&settings.store, "store", "", "log store: bolt or wal")
 	flag.BoolVar(&settings.tuned, "tuned", false, "MaxAppendEntries 512, BatchApplyCh, CommitTimeout 5 ms")
+	flag.StringVar(&settings.times, "times", "", "heartbeat, election and lease timeout in ms: 200,200,100; default: the library's")
 	flag.IntVar(&settings.logCache, "log-cache", 0, "entries kept in memory in front of the store; 0: no cache")
 	flag.Parse()
 	settings.voters = strings.Split(voters, ",")
@@ -75,7 +76,7 @@ func serve(settings nodeSettings, report *reporter) error {
 	if err != nil {
 		return err
 	}
-	go announceLeadership(node, report)
+	go announceLeadership(node, report, settings.times != "")
 
 	lines := bufio.NewScanner(os.Stdin)
 	for lines.Scan() {
@@ -97,10 +98,16 @@ func serve(settings nodeSettings, report *reporter) error {
 	return node.Shutdown().Error()
 }
 
-func announceLeadership(node *raft.Raft, report *reporter) {
+// announceLeadership tells the benchmark who leads; that of bench/failover also hears of each loss, and expects it.
+func announceLeadership(node *raft.Raft, report *reporter, forFailover bool) {
 	for leads := range node.LeaderCh() {
-		if leads {
+		switch {
+		case leads && forFailover:
+			report.event("lease", nil)
+		case leads:
 			report.event("leader", nil)
+		case forFailover:
+			report.event("lost", nil)
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -21,6 +22,7 @@ type nodeSettings struct {
 	store     string
 	tuned     bool
 	logCache  int
+	times     string
 }
 
 // countingFSM counts what was applied: the benchmark compares the counts of all nodes with what was acknowledged.
@@ -91,6 +93,16 @@ func openNode(settings nodeSettings, state raft.FSM) (*raft.Raft, error) {
 		config.CommitTimeout = 5 * time.Millisecond
 	}
 
+	if settings.times != "" {
+		var heartbeat, election, lease int
+		if _, err := fmt.Sscanf(settings.times, "%d,%d,%d", &heartbeat, &election, &lease); err != nil {
+			return nil, fmt.Errorf("-times %q is not three numbers: %w", settings.times, err)
+		}
+		config.HeartbeatTimeout = time.Duration(heartbeat) * time.Millisecond
+		config.ElectionTimeout = time.Duration(election) * time.Millisecond
+		config.LeaderLeaseTimeout = time.Duration(lease) * time.Millisecond
+	}
+
 	durable, err := openStore(settings)
 	if err != nil {
 		return nil, fmt.Errorf("the log store does not open: %w", err)
@@ -116,7 +128,8 @@ func openNode(settings nodeSettings, state raft.FSM) (*raft.Raft, error) {
 		server := raft.Server{ID: raft.ServerID(voter), Address: raft.ServerAddress(voter)}
 		founding.Servers = append(founding.Servers, server)
 	}
-	if err := raft.BootstrapCluster(config, log, durable, snapshots, transport, founding); err != nil {
+	err = raft.BootstrapCluster(config, log, durable, snapshots, transport, founding)
+	if err != nil && !errors.Is(err, raft.ErrCantBootstrap) { // A node that is started again is founded already.
 		return nil, fmt.Errorf("the cluster is not founded: %w", err)
 	}
 	return raft.NewRaft(config, state, log, durable, snapshots, transport)
