@@ -55,6 +55,7 @@ def test_takeover_counts_from_the_kill_and_from_another_node(tmp_path: Path):
 
 def test_takeover_that_does_not_come_is_no_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("bench.failover.arena.FAULT_SECONDS_MAX", 0.2)
+    monkeypatch.setattr("bench.failover.arena.END_SECONDS_MAX", 0.1)
     with (
         Arena(
             lambda index, *_: [sys.executable, "-c", _NODE, str(index), "60"], tmp_path, writes=True, cables=None
