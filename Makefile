@@ -73,6 +73,9 @@ bench-failover: setup ## how long nobody leads after a death, a pause, a cut, be
 bench-failover-steady: setup ## ten minutes of full load for each setting: no leadership ends by itself (QUICK=1)
 	@$(BIN)/python -m bench.failover.steady $(ARGS)
 
+bench-check: setup ## what leadership.check() costs, which stands before every write
+	@$(BIN)/python -m bench.check
+
 clean: ## remove the virtual environment and everything that was built
 	@rm -rf $(VENV) raft/target dist raft/python/tenure_raft/*.so
 

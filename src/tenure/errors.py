@@ -96,10 +96,10 @@ class NotLeader(TenureError):
 class LeadershipLost(TenureError):
     """The leadership of ``term`` is over, for ``reason`` (a value of :class:`tenure.LossReason`)."""
 
-    def __init__(self, *, term: int, reason: str) -> None:
+    def __init__(self, *, term: int, reason: str, detail: str = "") -> None:
         self.term = term
         self.reason = reason
-        super().__init__(f"leadership of term {term} is over: {reason}")
+        super().__init__(f"leadership of term {term} is over: {detail or reason}")
 
 
 class QuorumUnavailable(TenureError):

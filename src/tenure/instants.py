@@ -8,7 +8,7 @@ expired, for a waiter nothing has passed.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 NS_PER_MS = 1_000_000
 NS_PER_SECOND = 1_000_000_000
@@ -35,11 +35,24 @@ def elapsed_for_waiter(start: Reading, now: Reading) -> int:
     return max(0, min(now.raw_ns - start.raw_ns, now.boottime_ns - start.boottime_ns))
 
 
+#: From when until before when a lease may be believed, by each clock: (raw from, until, boottime from, until). A plain
+#: tuple: it is compared before every write.
+Window: TypeAlias = tuple[int, int, int, int]
+#: No instant lies in it.
+CLOSED: Window = (0, 0, 0, 0)
+
+
 class LeaseSpan(NamedTuple):
     """A lease as one renewal won it: ``duration_ns`` from ``started``, the clock before the request (R8)."""
 
     started: Reading
     duration_ns: int
+
+    def window(self, margin_ns: int) -> Window:
+        """When its holder may believe in it, the margin taken off, by both clocks (R11)."""
+        raw_ns, boottime_ns = self.started
+        lasts_ns = self.duration_ns - margin_ns
+        return raw_ns, raw_ns + lasts_ns, boottime_ns, boottime_ns + lasts_ns
 
     def remaining_ns(self, now: Reading) -> int:
         """Nanoseconds left at ``now``; 0 once it is over or the clock cannot be trusted."""

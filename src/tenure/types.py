@@ -6,7 +6,6 @@ Numbers that must never be mixed up are distinct types. Time inside the core is 
 from __future__ import annotations
 
 import enum
-from collections.abc import Awaitable
 from typing import NewType, Protocol
 
 import msgspec
@@ -42,6 +41,9 @@ class LossReason(enum.StrEnum):
     STEPPED_DOWN = "stepped_down"
     CLOSED = "closed"
     FAILED = "failed"
+    APPLICATION_STALLED = "application_stalled"
+    DATABASE_LOST = "database_lost"
+    FORKED = "forked"
 
 
 class Credential(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -87,20 +89,15 @@ class Leadership(Protocol):
         ...
 
     def remaining(self) -> float:
-        """Seconds for which the lease may still be believed; 0.0 once it is over."""
+        """Seconds for which the lease may still be believed; 0.0 before it starts and once it is over."""
         ...
 
     def check(self) -> None:
-        """Raise :class:`tenure.LeadershipLost` once the lease is over. Advice, not safety (R14)."""
+        """Raise :class:`tenure.LeadershipLost` once the leadership is over. Advice, not safety (R14)."""
         ...
 
     def report_refused(self, error: Exception) -> None:
         """Tell the member that the database refused this credential: it steps down at once (R12)."""
-        ...
-
-    @property
-    def lost(self) -> Awaitable[LossReason]:
-        """Resolves with the reason when this leadership is over."""
         ...
 
 
@@ -141,3 +138,5 @@ class Status(msgspec.Struct, frozen=True):
     elections_observed: int
     stale_token_refusals: int
     reason: str | None
+    #: Who has not returned, and where, although its leadership is over (R10): it keeps this member from leading.
+    work_overdue: str | None = None

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
+import threading
+import time
+import timeit
 
 import pytest
 
+import tenure.leadership
 from tenure import Credential, HeldLeadership, LeadershipLost, LossReason, ServerChanged, StaleToken
 from tenure.instants import LeaseSpan, Reading
 
@@ -18,8 +24,11 @@ class Clock:
     def __init__(self) -> None:
         self.now = Reading(0, 0)
 
-    def __call__(self) -> Reading:
-        return self.now
+    def raw_ns(self) -> int:
+        return self.now.raw_ns
+
+    def boottime_ns(self) -> int:
+        return self.now.boottime_ns
 
     def move(self, seconds: float) -> None:
         ns = int(seconds * SECOND)
@@ -33,15 +42,17 @@ class Owner:
         self.clock = Clock()
         self.exits = 0
         self.losses: list[LossReason] = []
+        self.places: list[str | None] = []
         self.handle = HeldLeadership(
             term=7,
             credential=Credential(token=3, nonce="secret-nonce"),
             span=LeaseSpan(self.clock.now, int(duration * SECOND)),
             margin_ns=SECOND // 50,
-            clock=self.clock,
+            clocks=(self.clock.raw_ns, self.clock.boottime_ns),
             loop=asyncio.get_running_loop(),
             on_exit=self._exit,
             on_loss=self.losses.append,
+            on_overdue=self.places.append,
         )
 
     def _exit(self) -> None:
@@ -158,3 +169,163 @@ async def test_R14_credential_is_on_the_handle_and_hidden_in_its_text():
     assert "secret-nonce" not in repr(owner.handle.credential) + str(owner.handle.credential)
     assert not hasattr(owner.handle, "is_leader")
     owner.handle.abandon()
+
+
+# -- work that does not return -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def _soon_overdue(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tenure.leadership, "OVERDUE_SECONDS", 0.02)
+
+
+async def deeper(hung: asyncio.Event, release: asyncio.Event) -> None:
+    """Ignores that it is cancelled, as long as the test may take."""
+    deadline = time.monotonic() + 5
+    while not release.is_set() and time.monotonic() < deadline:
+        try:
+            hung.set()
+            await release.wait()
+        except asyncio.CancelledError:
+            continue
+
+
+async def until(holds: object) -> None:
+    async with asyncio.timeout(5):
+        while not holds():  # noqa: ASYNC110 - a thread reports, and has no event of this loop.
+            await asyncio.sleep(0.005)
+
+
+@pytest.mark.asyncio
+@pytest.mark.usefixtures("_soon_overdue")
+async def test_R10_work_that_ignores_its_cancellation_is_reported_with_its_name_and_place(
+    caplog: pytest.LogCaptureFixture,
+):
+    """One line says which task hangs and where, the member is told, and told again when it has returned."""
+    owner, hung, release = Owner(), asyncio.Event(), asyncio.Event()
+
+    async def body() -> None:
+        async with owner.handle:
+            await deeper(hung, release)
+
+    task = asyncio.create_task(body(), name="the-worker")
+    await hung.wait()
+    owner.handle.revoke(LossReason.DEPOSED)
+    await until(lambda: owner.places)
+    assert "the-worker in wait (" in owner.places[0]
+    assert "term 7 ended (deposed)" in caplog.text
+    assert owner.places[0] in caplog.text
+    assert owner.exits == 0
+    release.set()
+    await task
+    assert owner.exits == 1
+    assert owner.places[1:] == [None]
+
+
+@pytest.mark.asyncio
+@pytest.mark.usefixtures("_soon_overdue")
+async def test_R10_work_that_blocks_the_loop_is_reported_with_the_place_where_its_thread_is():
+    """Nothing runs on the loop while the report is made."""
+    owner = Owner()
+
+    def compute() -> None:
+        deadline = time.monotonic() + 5
+        while not owner.places and time.monotonic() < deadline:
+            time.sleep(0.002)
+
+    async with owner.handle:
+        threading.Thread(target=owner.handle.revoke, args=(LossReason.LEASE_EXPIRED,)).start()
+        compute()
+        await asyncio.sleep(0)
+    assert "in compute (" in owner.places[0]
+
+
+@pytest.mark.asyncio
+@pytest.mark.usefixtures("_soon_overdue")
+async def test_work_that_returns_in_time_is_not_reported():
+    """A scope that ends at once says nothing, whoever ended it."""
+    for owner in (Owner(), Owner()):
+        async with owner.handle:
+            owner.handle.revoke(LossReason.DEPOSED)
+            await asyncio.Event().wait()
+    ended = Owner()
+    async with ended.handle:
+        pass
+    await asyncio.sleep(0.05)
+    assert owner.places == ended.places == []
+
+
+# -- what a check costs --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.asyncio
+async def test_check_costs_a_microsecond_at_most():
+    """It is called before every write. The bound leaves room for a busy machine; `make bench-check` measures."""
+    from tenure.node.clocks import boottime_ns, raw_ns, read_clocks
+
+    handle = HeldLeadership(
+        term=1,
+        credential=Credential(token=1, nonce="n"),
+        span=LeaseSpan(read_clocks(), 60 * SECOND),
+        margin_ns=0,
+        clocks=(raw_ns, boottime_ns),
+        loop=asyncio.get_running_loop(),
+        on_exit=lambda: None,
+        on_loss=lambda reason: None,
+    )
+    best = min(timeit.repeat(handle.check, number=5000, repeat=20)) / 5000
+    handle.abandon()
+    assert best < 2.5e-6
+
+
+# -- a forked child ------------------------------------------------------------------------------------------------
+
+
+def in_child(report: object) -> str:
+    """Run ``report`` in a forked child and return the text that it gives."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(5)  # A child that hangs fails the test instead of holding it.
+        try:
+            os.write(writing, str(report()).encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        text = pipe.read()
+    assert os.waitpid(child, 0) == (child, 0)
+    return text
+
+
+def told(call: object) -> str:
+    """What ``call`` gives, or the name and text of its error."""
+    try:
+        return str(call())
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is what the test looks at.
+        return f"{type(error).__name__}: {error}"
+
+
+@pytest.mark.asyncio
+async def test_handle_is_void_in_a_forked_child_and_says_so():
+    """The child can neither read the credential nor pass a check; the parent's leadership goes on."""
+    owner = Owner()
+    async with owner.handle as leadership:
+        # The lock of the handle may be held by another thread at the very moment of the fork.
+        with leadership._lock:
+            text = in_child(
+                lambda: [
+                    told(leadership.check),
+                    told(lambda: leadership.credential),
+                    leadership.remaining(),
+                    told(lambda: leadership.renew(LeaseSpan(owner.clock.now, 60 * SECOND))),
+                    told(leadership.check),
+                    leadership.reason,
+                ]
+            )
+        leadership.check()
+        assert leadership.remaining() > 29
+        assert leadership.credential.token == 3
+    assert text.count("LeadershipLost: leadership of term 7 is over: this process was forked") == 3
+    assert ", 0.0, " in text
+    assert "<LossReason.FORKED: 'forked'>" in text

@@ -109,6 +109,11 @@ def test_fencing_token_is_absent_when_nothing_is_held():
     assert "tenure_fencing_token" not in render_metrics(FRESH)[0].decode()
 
 
+def test_work_that_has_not_returned_shows_as_one_when_there_is_some():
+    assert "tenure_work_overdue 0.0" in render_metrics(FRESH)[0].decode()
+    assert "tenure_work_overdue 1.0" in render_metrics(status(work_overdue="main in write (a.py:7)"))[0].decode()
+
+
 @given(
     state=st.sampled_from(State),
     term=st.integers(0, 2**62),

@@ -21,9 +21,9 @@ from tenure.core.member import View
 from tenure.core.roles import Phase
 from tenure.errors import NodeClosed
 from tenure.instants import NS_PER_MS, LeaseSpan, Reading, margin_within
-from tenure.leadership import HeldLeadership
+from tenure.leadership import Forkable, HeldLeadership
 from tenure.node.administration import Administration
-from tenure.node.clocks import read_clocks
+from tenure.node.clocks import boottime_ns, raw_ns, read_clocks
 from tenure.node.driver import Driver
 from tenure.node.engine import require_engine
 from tenure.node.listener import UserEffect
@@ -33,6 +33,7 @@ from tenure.types import Credential, LossReason, PeerInfo, State, Status
 
 journal_logger = logging.getLogger("tenure.journal")
 JOURNAL_LIMIT = 1000
+FORKED = "this process was forked after the member was opened, which stayed with the parent: open one after the fork"
 
 
 class RoleChange(msgspec.Struct, frozen=True):
@@ -45,10 +46,14 @@ class RoleChange(msgspec.Struct, frozen=True):
     reason: str | None
 
 
-class Member(Administration):
-    """One member of a cluster; made by :func:`tenure.open`. Bound to the event loop on which it was entered."""
+class Member(Administration, Forkable):
+    """One member of a cluster; made by :func:`tenure.open`. Bound to the event loop on which it was entered.
+
+    In a forked child it is void: everything but :meth:`close` raises :class:`tenure.NodeClosed` and names the fork.
+    """
 
     def __init__(self, config: Config, *, dsn: str) -> None:
+        super().__init__()
         self._config = config
         self._driver = Driver(config, self, dsn=dsn)
         self._requests = Requests()
@@ -60,11 +65,14 @@ class Member(Administration):
         self._failed: asyncio.Future[BaseException] | None = None
         self._error: BaseException | None = None
         self._closed = False
+        self._forked = False
         self._refused_token = 0
         self._loss_reason: str | None = None
         #: Why the last leadership ended, until the journal's next line has told it.
         self._untold_end: str | None = None
         self.refusals = 0
+        #: Where the work of an ended leadership hangs that has not returned in time; None while there is none (R10).
+        self.work_overdue: str | None = None
         self.journal: deque[RoleChange] = deque(maxlen=JOURNAL_LIMIT)
 
     # -- life -------------------------------------------------------------------------------------------------------
@@ -76,6 +84,7 @@ class Member(Administration):
             ConfigError: the engine is not installed, or a file of ``raft.tls`` is no good.
             StorageError: the directory is in use, damaged, full, or belongs to another node or cluster.
         """
+        self._require_own_process()
         require_engine()
         self._loop = asyncio.get_running_loop()
         self._failed = self._loop.create_future()
@@ -93,7 +102,10 @@ class Member(Administration):
         """Give up leadership, hand it over if one election timeout suffices, and stop the node. Idempotent.
 
         A cancellation, that of a body which closes its own member among them, cuts the hand-over short; the node stops.
+        In a forked child it does nothing: the node is the parent's.
         """
+        if self._forked:
+            return
         try:
             if not self._closed:
                 self._closed = True
@@ -125,6 +137,7 @@ class Member(Administration):
             TenureError: the node had to stop (R2); the process should exit.
         """
         while True:
+            self._require_own_process()
             leadership = await self._offers.get()
             if leadership is None:
                 # It stands for every other reader, too, and for whoever asks again.
@@ -142,9 +155,10 @@ class Member(Administration):
 
     @property
     def leadership(self) -> HeldLeadership | None:
-        """The present leadership while its lease is valid, for request handlers; else None. Any thread."""
+        """The present leadership while its ``check`` passes, for request handlers; else None. Any thread."""
+        self._require_own_process()
         current = self._current
-        return current if current is not None and current.remaining() > 0.0 else None
+        return current if current is not None and current.holds else None
 
     async def step_down(self) -> bool:
         """Give up leadership and hand it to another member if one is ready. False if this member does not lead."""
@@ -198,6 +212,7 @@ class Member(Administration):
 
     def status(self) -> Status:
         """This member's own view at this instant, judged against the lease's deadline now. Any thread."""
+        self._require_own_process()
         view, now = self._driver.published, read_clocks()
         state = view.shown_state(now)
         if state is State.LEADER and self._current is not None and self._current.reason is not None:
@@ -223,6 +238,7 @@ class Member(Administration):
             elections_observed=view.elections_observed,
             stale_token_refusals=self.refusals,
             reason=view.reason or (self._loss_reason if state is not State.LEADER else None),
+            work_overdue=self.work_overdue,
         )
 
     def _shown_leader(self, view: View, state: State) -> str | None:
@@ -296,7 +312,16 @@ class Member(Administration):
         """See :class:`Administration`: the running leadership's body is cancelled."""
         self._revoke_current(LossReason.STEPPED_DOWN)
 
+    def void_after_fork(self) -> None:
+        """See :class:`Forkable`."""
+        self._forked = self._closed = True
+
+    def _require_own_process(self) -> None:
+        if self._forked:
+            raise NodeClosed(FORKED)
+
     def _require_open(self) -> asyncio.AbstractEventLoop:
+        self._require_own_process()
         if self._closed or self._error is not None or self._loop is None:
             raise NodeClosed("the member is closed" if self._error is None else f"the node failed: {self._error}")
         return self._loop
@@ -308,10 +333,11 @@ class Member(Administration):
             credential=credential,
             span=span,
             margin_ns=margin_within(span.duration_ns, self._config.lease.margin_ms * NS_PER_MS),
-            clock=read_clocks,
+            clocks=(raw_ns, boottime_ns),
             loop=loop,
             on_exit=lambda: self._driver.post(lambda core: core.body_returned(read_clocks())),
             on_loss=lambda reason: self._lost(credential.token, reason),
+            on_overdue=self._note_overdue,
         )
         self._loss_reason = None
         self._current = leadership
@@ -320,6 +346,9 @@ class Member(Administration):
     def _revoke_current(self, reason: LossReason) -> None:
         if self._current is not None:
             self._current.revoke(reason)
+
+    def _note_overdue(self, place: str | None) -> None:
+        self.work_overdue = place
 
     def _lost(self, token: int, reason: LossReason) -> None:
         """The leadership itself found out that it is over: a refusal by the database, or its own clock."""

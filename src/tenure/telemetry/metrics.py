@@ -79,6 +79,11 @@ class _StatusCollector(Collector):
             "Seconds for which this member may still believe that it leads; 0 without a lease.",
             status.lease_remaining_ms / 1000,
         )
+        yield GaugeMetricFamily(
+            "tenure_work_overdue",
+            "1 while work of an ended leadership has not returned, so that this member may not lead, else 0.",
+            int(status.work_overdue is not None),
+        )
         if status.fencing_token is not None:
             yield GaugeMetricFamily(
                 "tenure_fencing_token",
