@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -154,12 +155,13 @@ def test_directory_keeps_snapshots_beside_the_log(directory: DataDirectory, tmp_
 # -- looking at it from outside ---------------------------------------------------------------------------------------
 
 
-def leave_killed(folder: Path) -> None:
+def leave_killed(folder: Path, kept_in: str = "segments") -> None:
     """A directory as a killed node leaves it: a hot write-ahead log, an unfinished snapshot, a lock file."""
     living = opened(folder.with_name("living"))
     living.found(RECORD)
-    living.store.save(first=1, last=4, entries=b"entries", hard_state=(3, 1, 4))
-    living.store.compact(StoredSnapshot(index=2, term=1, data=b"manifest"))
+    log = living.log if kept_in == "segments" else living.store
+    log.save(first=1, last=4, entries=b"entries", hard_state=(3, 1, 4))
+    log.compact(StoredSnapshot(index=2, term=1, data=b"manifest"))
     writer = living.snapshots.begin(SnapshotPoint(index=2, term=1, voters=(1, 2)))
     writer.commit()
     unfinished = living.snapshots.begin(SnapshotPoint(index=4, term=3, voters=(1, 2)))
@@ -169,15 +171,16 @@ def leave_killed(folder: Path) -> None:
     living.close()
 
 
-def test_inspection_reads_everything_and_changes_nothing_when_the_node_was_killed(tmp_path: Path):
+@pytest.mark.parametrize("kept_in", ["segments", "database"])
+def test_inspection_reads_everything_and_changes_nothing_when_the_node_was_killed(tmp_path: Path, kept_in: str):
     """No start is counted, no file is made or removed, the write-ahead log stays as the kill left it."""
     folder = tmp_path / "d"
-    leave_killed(folder)
+    leave_killed(folder, kept_in)
     before = files_of(folder)
     assert before["raft.sqlite3-wal"][1]
     for _ in range(2):
         with DataDirectory.inspect(folder) as directory:
-            loaded = directory.store.load()
+            loaded = directory.log.load()
             assert (loaded.term, loaded.batches) == (3, (b"entries",))
             assert loaded.snapshot == StoredSnapshot(index=2, term=1, data=b"manifest")
             assert (directory.node_name, directory.starts, directory.record) == ("b", 1, RECORD)
@@ -192,8 +195,8 @@ def test_inspection_keeps_no_node_from_starting_when_it_is_under_way(tmp_path: P
     leave_killed(tmp_path / "d")
     with DataDirectory.inspect(tmp_path / "d") as inspected:
         directory = opened(tmp_path / "d")
-        directory.store.save(first=5, last=5, entries=b"more", hard_state=None)
-        assert inspected.store.load().batches == (b"entries",)
+        directory.log.save(first=5, last=5, entries=b"more", hard_state=None)
+        assert inspected.log.load().batches == (b"entries",)
         directory.close()
 
 
@@ -204,6 +207,18 @@ def test_inspection_is_refused_when_a_node_runs_on_the_directory(directory: Data
         DataDirectory.inspect(tmp_path / "d"),
     ):
         pass
+
+
+def test_node_is_told_to_try_again_when_its_directory_is_being_read(tmp_path: Path):
+    """And not that some process of long ago has it; the lock is free for it right after."""
+    leave_killed(tmp_path / "d")
+    with (tmp_path / "d" / "lock").open(encoding="utf-8") as reader:
+        fcntl.flock(reader, fcntl.LOCK_SH)
+        with pytest.raises(DirectoryInUse, match=r"is being read by a command .* try again"):
+            opened(tmp_path / "d")
+        with DataDirectory.inspect(tmp_path / "d") as inspected:
+            assert inspected.node_name == "b"
+    opened(tmp_path / "d").close()
 
 
 def test_inspection_names_what_is_missing_when_it_is_no_data_directory(tmp_path: Path):

@@ -273,11 +273,24 @@ def take_lock(lock: IO[str], folder: Path, *, shared: bool = False) -> None:
     try:
         fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
+        if not shared and _is_only_read(lock):
+            raise DirectoryInUse(
+                f"node.data_dir {folder} is being read by a command (tenure log, snapshot or recover), which takes a "
+                "moment: try again"
+            ) from None
         lock.seek(0)
         holder = lock.read().strip() or "unknown"
-        raise DirectoryInUse(
-            f"node.data_dir {folder} is in use by process {holder}: stop it, or name another directory"
-        ) from None
+        what = "its files change while it runs" if shared else "stop it, or name another directory"
+        raise DirectoryInUse(f"node.data_dir {folder} is in use by process {holder}: {what}") from None
+
+
+def _is_only_read(lock: IO[str]) -> bool:
+    """Whether nobody who writes has the lock. What the file says of its holder is then of an earlier one."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _place(enrolment: Enrolment) -> tuple[str, int]:
