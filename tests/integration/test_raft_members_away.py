@@ -9,7 +9,9 @@ import pytest
 
 import tenure
 from support.replicas import running
+from support.services import free_ports
 from tenure.core import roster
+from tenure.node import links
 from tenure.node.driver import REMOVED_SECONDS
 from tenure.raft import Node
 
@@ -97,3 +99,22 @@ async def test_applicant_is_listed_no_more_when_it_is_gone(tmp_path: Path, monke
             await replicas.until(lambda: "d" in leader._driver.roster.applicants)
             await replicas.stop("d")
             await replicas.until(lambda: "d" not in leader._driver.roster.applicants)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("name", ["a", "d"])
+async def test_member_that_moved_is_found_when_nobody_changes_a_file(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+):
+    """It says where it is with its hello. Founders are dialled by the files first, others by the log."""
+    monkeypatch.setattr(links, "TURN_SECONDS", 1.0)
+    async with running(tmp_path, spare="d") as replicas:
+        await replicas.start("d")
+        await (await replicas.leader()).add_voter("d")
+        for _ in range(2):
+            await replicas.stop(name)
+            (replicas.ports[name],) = free_ports(1)
+            await replicas.start(name)
+            await replicas.apply(b"x")
+            await replicas.agree()
+        await replicas.until_leads(name)

@@ -28,6 +28,9 @@ from tenure.node.exchange import SnapshotExchange
 from tenure.node.founding import Founding
 from tenure.transport import Certificates, TcpTransport, Transport, TransportFactory, TransportHooks
 
+#: A member that is not reached where it is dialled is tried for so long where it said that it is, then again here.
+TURN_SECONDS = 5.0
+
 logger = logging.getLogger("tenure.node")
 
 
@@ -57,6 +60,10 @@ class Links:
         #: Whether this member leads or has a stream to its leader: as long as it has, nobody else needs to be asked.
         self._led = False
         self._let_go = False
+        #: Where members said that they are, if they are dialled somewhere else; and who is dialled there at present.
+        self._said: dict[str, str] = {}
+        self._moved: set[str] = set()
+        self._next_turn = 0.0
         self.transport: Transport | None = None
         self.exchange: SnapshotExchange | None = None
 
@@ -85,6 +92,7 @@ class Links:
     def reload(self, config: Config) -> None:
         """Dial where ``config`` says, and look at the files of the certificates."""
         self._config = config
+        self._said, self._moved = {}, set()
         self._founding.reload(config)
         self.members_changed()
         self.reload_certificates()
@@ -105,13 +113,15 @@ class Links:
     def addresses(self) -> dict[str, str]:
         """Where to dial each other member: the own file says it, else the member itself said it when it came.
 
-        While this member reaches no leader, those too that the file alone names: see :meth:`Roster.learn`.
+        Who is not there, and said something else with its last hello, is dialled at both in turn. While this member
+        reaches no leader, those too that the file alone names: see :meth:`Roster.learn`.
         """
         configured = {name: peer.raft for name, peer in self._config.raft.peers.items()}
         records = self._roster.let_in().values()
         known = {record.name: configured.get(record.name, record.address) for record in records}
         if not self._led:
             known = configured | known
+        known |= {name: self._said[name] for name in self._moved if name in known}
         return {name: address for name, address in known.items() if name != self._config.node.name and address}
 
     def send(self, peer: int, payload: bytes) -> None:
@@ -159,8 +169,11 @@ class Links:
             self.exchange.tick()
         if membership is None or enrolment is None or self.transport is None:
             return
-        self._roster.forget_silent_applicants(asyncio.get_running_loop().time())
-        connected = self.transport.connected()
+        now, connected = asyncio.get_running_loop().time(), self.transport.connected()
+        self._roster.forget_silent_applicants(now)
+        if now >= self._next_turn:
+            self._next_turn = now + TURN_SECONDS
+            self._look_elsewhere(connected)
         # A learner's engine goes on naming a leader that is gone: only a stream says that it is there.
         led = leader_id == enrolment.raft_id or leader_id in connected
         if led != self._led:
@@ -174,6 +187,13 @@ class Links:
             if self._told.get(peer) != self._roster.version:
                 self._told[peer] = self._roster.version
                 self.transport.send(peer, payload)
+
+    def _look_elsewhere(self, connected: set[int]) -> None:
+        """Whoever cannot be reached where it was dialled may have moved, or has moved back."""
+        missing = {name for name in self._said if self._roster.raft_id_of(name) not in connected}
+        if missing:
+            self._moved ^= missing
+            self._dial()
 
     def explain(self, view: View) -> View:
         """What the status is made of, with the reason if this member knows no leader because others refuse it (R7)."""
@@ -222,6 +242,8 @@ class Links:
         problem = self._roster.admit(self._founding.identity().hello, hello, expected_name=expected_name)
         if problem is None and self._roster.note_seen(hello):
             self._seen(hello)
+        if problem is None and expected_name is None and hello.address not in ("", self.addresses().get(hello.name)):
+            self._said[hello.name] = hello.address
         if problem is None and expected_name is not None:
             self._refusals.pop(expected_name, None)
         return problem
