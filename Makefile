@@ -8,7 +8,7 @@ UV_PIN := uv==0.13.9
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast fuzzy mutants lint verify fix lock bench-raft \
+.PHONY: help setup demo test test-fast fuzzy sim mutants lint verify fix lock bench-raft \
 	bench-raft-sizes bench-raft-voters bench-raft-idle bench-raft-long bench-failover bench-failover-steady clean
 
 help: ## this list
@@ -28,6 +28,11 @@ test-fast: setup ## the tests that start no cluster of processes
 SEEDS ?= 20
 fuzzy: setup ## the fuzzy scenarios of the Raft node against real processes, many seeds (SEEDS=20)
 	@FUZZY_SEEDS=$(SEEDS) $(BIN)/pytest tests/processes/test_raft_fuzzy.py $(ARGS)
+
+SECONDS ?= 600
+sim: setup ## the simulator: SEED=7 replays one with its trace, SEEDS=1000 or FIRST-LAST runs many (SECONDS=600 of each)
+	@$(BIN)/python -m tenure.testing.simulation $(if $(SEED),--seed $(SEED),--seeds $(if $(filter command line,$(origin SEEDS)),$(SEEDS),100)) \
+		--seconds $(SECONDS) $(ARGS)
 
 NAMES ?=
 mutants: setup ## every named fault, switched on by itself, and what catches it (NAMES="no_wait_out", SEEDS=200)

@@ -16,6 +16,7 @@ from tenure.testing.log_store import LogStoreConformance
 from tenure.testing.memory_log_store import MemoryDisk, MemoryLogStore
 from tenure.testing.memory_snapshot_store import MemorySnapshotStore
 from tenure.testing.memory_transport import MemoryNetwork, MemoryTransport
+from tenure.testing.simulation.simulation import Report, Simulation, SimulationFailed
 from tenure.testing.snapshot_store import SnapshotStoreConformance
 from tenure.testing.state_machine import StateMachineConformance
 from tenure.testing.transport import Endpoint, TransportConformance
@@ -28,6 +29,9 @@ __all__ = [
     "MemoryNetwork",
     "MemorySnapshotStore",
     "MemoryTransport",
+    "Report",
+    "Simulation",
+    "SimulationFailed",
     "SnapshotStoreConformance",
     "StateMachineConformance",
     "TransportConformance",

@@ -1,0 +1,213 @@
+"""Builds a cluster from one seed, runs it through its faults, heals it, and reports.
+
+::
+
+    safety phase      faults happen; every invariant is judged at every event
+    healed phase      no more faults; within a bound one member serves and a payment commits
+
+No event loop, no thread, no clock of this machine and no shared randomness: the same seed gives the same events.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from tenure.core.commands import MemberRecord
+from tenure.core.fsm import ClusterRecord
+from tenure.core.holding import FENCE_RETRY_NS, WAIT_EPSILON_NS
+from tenure.instants import NS_PER_MS, NS_PER_SECOND, PPM, wait_out_ns
+from tenure.testing.simulation.client import Application
+from tenure.testing.simulation.clocks import Clocks
+from tenure.testing.simulation.faults import Schedule, Swarm
+from tenure.testing.simulation.fence import Database
+from tenure.testing.simulation.invariants import CONVERGES, NO_PANIC, Broken, Invariants
+from tenure.testing.simulation.life import FENCE_TIMEOUT_NS, Life
+from tenure.testing.simulation.network import Frame, Network
+from tenure.testing.simulation.node import Node
+from tenure.testing.simulation.trace import Trace
+from tenure.testing.simulation.world import World
+
+#: The share of a run in which faults happen; the rest is healed.
+SAFETY_SHARE = 0.8
+#: Lines of the trace that a failure carries.
+TRACE_LINES = 400
+
+
+class SimulationFailed(AssertionError):
+    """An invariant does not hold for this seed. ``command`` shows it again with the whole trace."""
+
+    def __init__(self, seed: int, broken: Broken, at_seconds: float, command: str, lines: list[str]) -> None:
+        super().__init__(f"seed {seed}: {broken} (at {at_seconds:.6f} s; replay: {command})")
+        self.seed = seed
+        self.invariant = broken.invariant
+        self.message = broken.message
+        self.at_seconds = at_seconds
+        self.command = command
+        self.lines = lines
+
+
+@dataclass
+class Report:
+    """What one run has seen."""
+
+    seed: int
+    event_hash: str
+    events: int
+    simulated_seconds: float
+    leader_changes: int
+    stale_writes_offered: int
+    stale_writes_refused: int
+    payments_acknowledged: int
+    faults: dict[str, int] = field(default_factory=dict)
+    wall_seconds: float = 0.0
+
+
+class Simulation:
+    """One cluster and everything around it. A directed case moves it by ``advance`` and ``run_until``."""
+
+    def __init__(self, seed: int, *, swarm: Swarm | None = None, seconds: float = 600.0, trace: bool = False) -> None:
+        """``seconds`` of true time, faults and healing together; with ``trace`` every line is kept."""
+        self.seed, self.seconds = seed, seconds
+        self.swarm = Swarm.of(seed) if swarm is None else swarm
+        self.trace = Trace() if trace else None
+        self.world = World(seed, trace=self.trace)
+        self.invariants = Invariants(leases_bounded=self.swarm.clocks_keep_the_bound)
+        self.network = Network(self.world, self.swarm.weather, self._deliver)
+        self.database = Database(self.world, self.invariants.raised)
+        self.record = _record(self.swarm)
+        self.nodes: dict[int, Node] = {}
+        for member, rate in zip(self.record.members, self.swarm.rates_ppm, strict=True):
+            self.nodes[member.raft_id] = self._make_node(member.raft_id, rate)
+        self.schedule = Schedule(self)
+        for node in self.nodes.values():
+            node.peers, node.network = self.nodes, self.network
+            node.on_failure = self.schedule.restart_after_failure
+        self._began = time.perf_counter()
+
+    def _make_node(self, raft_id: int, rate_ppm: int) -> Node:
+        return Node(
+            self.world,
+            self.record,
+            raft_id,
+            swarm=self.swarm,
+            clocks=Clocks(self.world.now, rate_ppm, self.world.random("clocks")),
+            database=self.database,
+            invariants=self.invariants,
+            make_application=self._make_application,
+        )
+
+    def _make_application(self, life: Life) -> Application:
+        return Application(life)
+
+    # -- a whole run --------------------------------------------------------------------------------------------------
+
+    def run(self) -> Report:
+        """Everything, from the start of the members to the check of the end.
+
+        Raises:
+            SimulationFailed: an invariant does not hold.
+        """
+        try:
+            self.start()
+            self.schedule.begin()
+            self.world.advance(int(self.seconds * SAFETY_SHARE * NS_PER_SECOND))
+            self.heal()
+            self.world.advance(max(0, int(self.seconds * NS_PER_SECOND) - self.world.elapsed_ns))
+            self._check_end()
+        except Broken as broken:
+            raise self._failed(broken) from None
+        except SimulationFailed:
+            raise
+        except Exception as error:
+            raise self._failed(Broken(NO_PANIC, f"{type(error).__name__}: {error}")) from error
+        return self.report()
+
+    def start(self) -> None:
+        """Start every member."""
+        for node in self.nodes.values():
+            if not node.running:
+                node.start()
+
+    def heal(self) -> None:
+        """End every fault, and see that the cluster serves again within its bound."""
+        self.world.note("world", "is healed")
+        self.schedule.heal()
+        bound = self.bound_seconds()
+        if not self.run_until(lambda: self.serving() is not None, within_seconds=bound):
+            raise Broken(CONVERGES, f"no member serves {bound:.1f} s after all faults have ended")
+
+    def serving(self) -> Node | None:
+        """The member that serves, if exactly one does."""
+        leading = [node for node in self.nodes.values() if node.life is not None and node.life.leads()]
+        return leading[0] if len(leading) == 1 else None
+
+    def bound_seconds(self) -> float:
+        """How long a healed cluster may take until it serves, by its times."""
+        swarm, settings = self.swarm, self.swarm.settings
+        lease_ms = max(settings.lease_duration_ms, *swarm.other_leases_ms, 0)
+        wait = wait_out_ns(lease_ms * NS_PER_MS, settings.clock_rate_error_ppm, WAIT_EPSILON_NS)
+        bound = 8 * swarm.election_ns + wait + 2 * (FENCE_TIMEOUT_NS + FENCE_RETRY_NS)
+        return bound * (1 + max(map(abs, swarm.rates_ppm), default=0) / PPM) / NS_PER_SECOND
+
+    def report(self) -> Report:
+        """What has been seen so far."""
+        return Report(
+            seed=self.seed,
+            event_hash=self.world.event_hash,
+            events=self.world.events,
+            simulated_seconds=self.world.elapsed_seconds,
+            leader_changes=self.invariants.leader_changes,
+            stale_writes_offered=0,
+            stale_writes_refused=0,
+            payments_acknowledged=0,
+            faults=dict(sorted(self.schedule.counts.items())),
+            wall_seconds=time.perf_counter() - self._began,
+        )
+
+    # -- for directed cases -------------------------------------------------------------------------------------------
+
+    def after(self, seconds: float, call: Callable[[], None]) -> None:
+        """Let ``call`` happen in ``seconds`` of true time."""
+        self.world.after(int(seconds * NS_PER_SECOND), call)
+
+    def advance(self, seconds: float) -> None:
+        """Let that much true time pass."""
+        self.world.advance(int(seconds * NS_PER_SECOND))
+
+    def run_until(self, condition: Callable[[], bool], *, within_seconds: float) -> bool:
+        """Let time pass until ``condition`` holds after an event; False if it does not within that time."""
+        until = self.world.now + int(within_seconds * NS_PER_SECOND)
+        while not condition():
+            if not self.world.step(until):
+                self.world.now = until
+                return condition()
+        return True
+
+    def _deliver(self, to: int, frames: list[Frame]) -> None:
+        self.nodes[to].deliver(frames)
+
+    def _check_end(self) -> None:
+        if self.serving() is None:
+            raise Broken(CONVERGES, "no member serves at the end of the healed phase")
+
+    def _failed(self, broken: Broken) -> SimulationFailed:
+        command = f"make sim SEED={self.seed} SECONDS={self.seconds:g}"
+        lines = [] if self.trace is None else self.trace.lines()[-TRACE_LINES:]
+        return SimulationFailed(self.seed, broken, self.world.elapsed_seconds, command, lines)
+
+
+def _record(swarm: Swarm) -> ClusterRecord:
+    members = tuple(
+        MemberRecord(raft_id=number, name=f"n{number}", directory_id=f"directory-{number}")
+        for number in range(1, swarm.members + 1)
+    )
+    return ClusterRecord(
+        format=1,
+        cluster_name="simulated",
+        cluster_id="5e" * 16,
+        lineage="first",
+        members=members,
+        settings=swarm.settings,
+    )
