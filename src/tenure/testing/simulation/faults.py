@@ -381,18 +381,23 @@ class Schedule:
         return True
 
     def _forced_election(self) -> bool:
-        """A peer without manners has a follower campaign at once, in the leader's name; it may be cut off just now."""
-        nodes = [node for node in self._simulation.nodes.values() if node.life is not None and not node.stopped]
+        """It most often comes while the leader is cut off, which then does not learn of it."""
+        nodes = [node for node in self._simulation.nodes.values() if node.running and not node.stopped]
         leading = [node for node in nodes if node.life is not None and node.life.engine.role == "leader"]
         followers = [node for node in nodes if node not in leading]
         if not leading or not followers:
             return False
-        leader, follower = leading[-1], self._chance.choice(followers)
-        if leader.life is None or follower.life is None:
-            return False
+        leader = leading[-1]
         if self._chance.random() < 0.7:
             self._cut(*_both((leader.raft_id, other) for other in self._simulation.nodes if other != leader.raft_id))
-        order = encode_message("timeout_now", sender=leader.raft_id, to=follower.raft_id, term=leader.life.engine.term)
+        return self.force_election(leader, self._chance.choice(followers))
+
+    def force_election(self, leader: Node, follower: Node) -> bool:
+        """A peer without manners has ``follower`` campaign at once, in the leader's name; False if one is down."""
+        if leader.life is None or follower.life is None:
+            return False
+        term = leader.life.engine.term
+        order = encode_message("timeout_now", sender=leader.raft_id, to=follower.raft_id, term=term)
         follower.life.deliver([Frame(leader.raft_id, follower.raft_id, order, leader.lives, follower.lives)])
         return True
 

@@ -79,9 +79,9 @@ class Invariants:
         """``leases_bounded``: the clocks keep their bound, so that two leases may never overlap (G2)."""
         self.leases_bounded = leases_bounded
         self.leader_changes = 0
-        self._leaders: dict[tuple[int, int], int] = {}
+        self.leaders: dict[tuple[int, int], int] = {}
         self._believers: dict[int, tuple[Life, LeaseSpan]] = {}
-        self._history: dict[int, ClusterState] = {}
+        self.history: dict[int, ClusterState] = {}
         self._minted: dict[tuple[int, int, int], int] = {}
         self._raised: set[int] = set()
         self._highest = 0
@@ -108,12 +108,12 @@ class Invariants:
             f"{life.name} is {core.holding.phase} in term {term} while its engine is {role} in term {engine.term}",
         )
         key = (core.state.generation, term)
-        first = self._leaders.setdefault(key, life.raft_id)
+        first = self.leaders.setdefault(key, life.raft_id)
         require(first == life.raft_id, ONE_LEADER_PER_TERM, f"{first} and {life.raft_id} both led term {term}")
 
     def _state_changed(self, life: Life, state: ClusterState) -> None:
         index = life.core.applied_index
-        known = self._history.setdefault(index, state)
+        known = self.history.setdefault(index, state)
         require(known == state, SAME_HISTORY, f"{life.name} has another state at index {index}: {state} and {known}")
         holding = state.holding
         if holding is not None:

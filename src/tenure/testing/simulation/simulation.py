@@ -10,8 +10,9 @@ No event loop, no thread, no clock of this machine and no shared randomness: the
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from tenure.core.commands import MemberRecord
@@ -109,19 +110,13 @@ class Simulation:
         Raises:
             SimulationFailed: an invariant does not hold.
         """
-        try:
+        with self._judged():
             self.start()
             self.schedule.begin()
             self.world.advance(int(self.seconds * SAFETY_SHARE * NS_PER_SECOND))
             self.heal()
             self.world.advance(max(0, int(self.seconds * NS_PER_SECOND) - self.world.elapsed_ns))
             self._check_end()
-        except Broken as broken:
-            raise self._failed(broken) from None
-        except SimulationFailed:
-            raise
-        except Exception as error:
-            raise self._failed(Broken(NO_PANIC, f"{type(error).__name__}: {error}")) from error
         return self.report()
 
     def start(self) -> None:
@@ -173,17 +168,35 @@ class Simulation:
         self.world.after(int(seconds * NS_PER_SECOND), call)
 
     def advance(self, seconds: float) -> None:
-        """Let that much true time pass."""
-        self.world.advance(int(seconds * NS_PER_SECOND))
+        """Let that much true time pass; :class:`SimulationFailed` if an invariant breaks."""
+        with self._judged():
+            self.world.advance(int(seconds * NS_PER_SECOND))
 
     def run_until(self, condition: Callable[[], bool], *, within_seconds: float) -> bool:
-        """Let time pass until ``condition`` holds after an event; False if it does not within that time."""
+        """Let time pass until ``condition`` holds after an event; False if it does not within that time.
+
+        Raises:
+            SimulationFailed: an invariant does not hold.
+        """
         until = self.world.now + int(within_seconds * NS_PER_SECOND)
-        while not condition():
-            if not self.world.step(until):
-                self.world.now = until
-                return condition()
+        with self._judged():
+            while not condition():
+                if not self.world.step(until):
+                    self.world.now = until
+                    return condition()
         return True
+
+    @contextlib.contextmanager
+    def _judged(self) -> Iterator[None]:
+        """Whatever breaks inside is a failure of this seed."""
+        try:
+            yield
+        except Broken as broken:
+            raise self._failed(broken) from None
+        except (SimulationFailed, KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # noqa: BLE001 - a broken invariant of the product and an engine's panic, too.
+            raise self._failed(Broken(NO_PANIC, f"{type(error).__name__}: {error}")) from error
 
     def _deliver(self, to: int, frames: list[Frame]) -> None:
         self.nodes[to].deliver(frames)
