@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 import tenure
 from support.replicas import BOUND_SECONDS, Replicas, running
+from support.services import free_ports
 
 #: Long enough for a member that were let in to campaign, several times over.
 ELECTION_TIMEOUTS_SECONDS = 2.5
@@ -188,3 +190,28 @@ async def test_R7_member_that_joined_is_let_in_when_all_restart_behind_their_sna
         await replicas.agree()
         transports = [node._driver._links.transport for node in replicas.nodes.values()]
         await replicas.until(lambda: all(len(transport.connected()) == 3 for transport in transports))
+
+
+@pytest.mark.asyncio
+async def test_R7_original_is_told_of_the_other_process_when_a_copy_was_started_beside_it(tmp_path: Path):
+    """Which of the two is the copy cannot be told: neither is accused, and where the other one is, is said."""
+    async with running(tmp_path) as replicas:
+        name = await victim_of(replicas)
+        await replicas.agree()
+        shutil.copytree(tmp_path / name, tmp_path / "copy")
+        original = replicas.nodes.pop(name)
+        try:
+            directory_id = original._driver.stores.directory.directory_id
+            (replicas.ports[name],) = free_ports(1)
+            await replicas.start(name, directory="copy")
+            links = original._driver._links
+            await replicas.until(lambda: bool(links._refusals))
+            (reason, *_) = links._refusals.values()
+            assert re.fullmatch(
+                rf"another process with the same data directory \(id {directory_id}\) is connected from 127\.0\.0\.1 "
+                r"since \d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ: stop one of the two; if one is a copy, remove that one",
+                reason,
+            )
+        finally:
+            await original.close()
+        await replicas.apply(b"the others go on")

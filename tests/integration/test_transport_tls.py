@@ -131,7 +131,7 @@ def test_frames_to_a_peer_that_does_not_read_are_dropped_over_tls(
 
     async def scenario() -> None:
         async with pair(authority) as (a, b, _):
-            a.transport._acceptor._streams[2][1]._transport.pause_reading()
+            a.transport._acceptor._streams[2].stream._transport.pause_reading()
             for _ in range(200):
                 b.transport.send(1, bytes(100_000))
                 await asyncio.sleep(0)

@@ -173,8 +173,8 @@ async def test_newer_stream_of_a_sender_replaces_the_older():
 
 def reset(peer: Peer) -> None:
     """End the streams on which the peer is sent to, as a network would."""
-    for _, stream in peer.transport._acceptor._streams.values():
-        stream.abort()
+    for incoming in peer.transport._acceptor._streams.values():
+        incoming.stream.abort()
 
 
 async def until(holds: Callable[[], bool]) -> None:

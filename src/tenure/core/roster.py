@@ -218,13 +218,13 @@ class Roster:
             return None
         if other.starts <= starts:
             return (
-                f"the data directory of {other.name} is an old copy: it was opened {other.starts} times, and "
-                f"{starts} were seen; {replace}"
+                f"the data directory of {other.name} is an old copy, or a copy of it was started: it was opened "
+                f"{other.starts} times, and {starts} were seen; {replace}"
             )
         if dict(other.openings).get(starts, incarnation) != incarnation:
             return (
-                f"the data directory of {other.name} is an old copy: another one was its opening number {starts}; "
-                f"{replace}"
+                f"the data directory of {other.name} is an old copy, or a copy of it was started: another one was its "
+                f"opening number {starts}; {replace}"
             )
         acknowledged = self._acknowledged(record.raft_id)
         if other.last_index < acknowledged:

@@ -15,6 +15,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+from datetime import UTC, datetime
+from typing import NamedTuple
 
 from tenure.core.founding import Hello
 from tenure.transport import frames, sockets
@@ -34,6 +36,16 @@ COMPLAINT_SECONDS = 10.0
 logger = logging.getLogger("tenure.transport")
 
 
+class Incoming(NamedTuple):
+    """The stream that one member's frames are taken from, and which life of which data directory is behind it."""
+
+    name: str
+    stream: FrameReceiver
+    directory_id: str
+    incarnation: int
+    since: datetime
+
+
 class Acceptor:
     """Takes connections and what arrives on them. One event loop owns it."""
 
@@ -44,8 +56,8 @@ class Acceptor:
         self._tasks: set[asyncio.Task[None]] = set()
         #: Those that have not been admitted; the oldest is the first.
         self._ungreeted: dict[asyncio.Task[None], None] = {}
-        #: By raft id: the name, and the stream that this member's frames are taken from.
-        self._streams: dict[int, tuple[str, FrameReceiver]] = {}
+        #: By raft id.
+        self._streams: dict[int, Incoming] = {}
         self._complained: dict[str, float] = {}
         #: Accepted connections that ended before this member took frames from them.
         self.refused_connections = 0
@@ -71,9 +83,9 @@ class Acceptor:
 
     def close_streams_of_strangers(self) -> None:
         """End the streams of those who are no members any more, or who are members anew under another raft id."""
-        for sender, (name, stream) in self._streams.items():
-            if self._hooks.raft_id_of(name) != sender:
-                stream.abort(FrameError(f"{name} is no member any more"))
+        for sender, incoming in self._streams.items():
+            if self._hooks.raft_id_of(incoming.name) != sender:
+                incoming.stream.abort(FrameError(f"{incoming.name} is no member any more"))
 
     # -- a connection from its accept to its end ---------------------------------------------------------------------
 
@@ -150,7 +162,8 @@ class Acceptor:
                 self._certificates.check(stream.certificate(), hello.name)
             answer = answer_hello(self._hooks, hello)
         except NotAdmitted as error:
-            self._refuse(stream, str(error), told=error.hello)
+            twin = self._twin_of(hello) if error.hello is not None else None
+            self._refuse(stream, twin or str(error), told=error.hello)
             return
         self._answer(stream, Kind.HELLO, frames.encode_hello(answer.hello))
         if answer.sender is None:
@@ -162,10 +175,10 @@ class Acceptor:
         """Take the frames of this stream, and no longer those of an older one of the same member."""
         name = hello.name
         older = self._streams.get(sender)
-        self._streams[sender] = (name, stream)
+        self._streams[sender] = Incoming(name, stream, hello.directory_id, hello.incarnation, datetime.now(UTC))
         stream.ended.add_done_callback(lambda _: self._forget(sender, stream))
         if older is not None:
-            older[1].abort()
+            older.stream.abort()
         # A founded member's cluster does not change while its process lives, nor does the incarnation of a stream.
         cluster = self._hooks.identity().cluster
         expected = frames.encode_head(Kind.MESSAGES, cluster=cluster, sender=sender, incarnation=hello.incarnation)
@@ -181,8 +194,23 @@ class Acceptor:
         stream.expect_messages(take, limit=FRAME_LIMIT)
 
     def _forget(self, sender: int, stream: FrameReceiver) -> None:
-        if self._streams.get(sender, ("", None))[1] is stream:
+        incoming = self._streams.get(sender)
+        if incoming is not None and incoming.stream is stream:
             del self._streams[sender]
+
+    def _twin_of(self, hello: Hello) -> str | None:
+        """What to say to a process that is refused while another one on the same data directory is connected.
+
+        Which of the two is the copy cannot be told from here: whoever came last may have opened the directory later.
+        """
+        for incoming in self._streams.values():
+            if incoming.directory_id == hello.directory_id and incoming.incarnation != hello.incarnation:
+                return (
+                    f"another process with the same data directory (id {hello.directory_id}) is connected from "
+                    f"{incoming.stream.peer_address()} since {incoming.since:%Y-%m-%dT%H:%M:%SZ}: stop one of the two; "
+                    "if one is a copy, remove that one"
+                )
+        return None
 
     # -- answers -----------------------------------------------------------------------------------------------------
 

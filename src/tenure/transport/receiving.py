@@ -62,6 +62,11 @@ class FrameReceiver(asyncio.BufferedProtocol):
         if self._transport is not None:
             self._transport.write(data)
 
+    def peer_address(self) -> str:
+        """Where the other side sends from: the host alone, since its port says nothing."""
+        name = self._transport.get_extra_info("peername") if self._transport is not None else None
+        return str(name[0]) if name else "an unknown address"
+
     def certificate(self) -> dict[str, Any] | None:
         """The verified certificate of the other side; None without TLS."""
         return self._transport.get_extra_info("peercert") if self._transport is not None else None
