@@ -128,12 +128,12 @@ def summary(reports: list[Report], failures: list[Failure]) -> dict[str, object]
     for report in reports:
         faults.update(report.faults)
     simulated = sum(report.simulated_seconds for report in reports)
-    wall = sum(report.wall_seconds for report in reports)
+    cpu = sum(report.cpu_seconds for report in reports)
     return {
         "seeds": len(reports) + len(failures),
         "failures": [asdict(failure) for failure in failures],
         "simulated_hours": round(simulated / 3600, 3),
-        "times_real_time_per_core": round(simulated / wall) if wall else 0,
+        "times_real_time_per_core": round(simulated / cpu) if cpu else 0,
         "events": sum(report.events for report in reports),
         "leader_changes": sum(report.leader_changes for report in reports),
         "stale_writes_offered": sum(report.stale_writes_offered for report in reports),

@@ -75,6 +75,8 @@ class SeededEngine:
     last_index = property(attrgetter("_engine.last_index"))
     leader_id = property(attrgetter("_engine.leader_id"))
     voters = property(attrgetter("_engine.voters"))
+    learners = property(attrgetter("_engine.learners"))
+    joint = property(attrgetter("_engine.joint"))
     snapshot_wanted = property(attrgetter("_engine.snapshot_wanted"))
 
     @property

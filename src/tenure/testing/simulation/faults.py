@@ -48,12 +48,17 @@ KINDS = (
     "wall_clock_step",
     "hand_over",
     "forced_election",
+    "change_of_members",
+    "new_member",
+    "wiped_disk",
     "change_of_times",
     "database_cut",
     "database_restart",
     "database_failover",
     "hypervisor_stop",
 )
+#: Only where members may change.
+OF_MEMBERS = ("change_of_members", "new_member", "wiped_disk")
 #: Beyond what the clocks' bound allows: then two leases may overlap, and only the fence protects (G3).
 BEYOND_THE_BOUND = ("hypervisor_stop",)
 
@@ -73,6 +78,8 @@ class Swarm:
     )
     #: What may become of the times while the cluster runs.
     other_leases_ms: tuple[int, ...] = ()
+    #: Whether members come and go. The rosters of all others are fixed, and cost nothing.
+    members_change: bool = False
     margin_ms: int = 50
     rates_ppm: tuple[int, ...] = (0, 0, 0)
     #: Whether the clocks keep the bound of the settings; if not, G2 is not promised.
@@ -104,6 +111,7 @@ class Swarm:
         members = chance.choice((3, 3, 3, 3, 3, 5, 2, 1))
         drift = bound if not beyond else max(bound, 20_000) * 2
         weather = _weather(chance, heartbeat)
+        members_change = members > 2 and chance.random() < 0.3
         return cls(
             members=members,
             settings=Settings(
@@ -113,6 +121,7 @@ class Swarm:
                 clock_rate_error_ppm=bound,
             ),
             other_leases_ms=tuple(heartbeat * times for times in (3, 6, 12, 20)),
+            members_change=members_change,
             margin_ms=chance.choice((20, 50, heartbeat // 4)),
             rates_ppm=tuple(_rate(chance, drift) for _ in range(members)),
             clocks_keep_the_bound=not beyond,
@@ -121,7 +130,7 @@ class Swarm:
             snapshot_limits=SnapshotLimits(
                 entries=chance.choice((8, 20, 100)), size_bytes=1 << 20, keep_entries=chance.choice((0, 2, 10))
             ),
-            faults=_rates(chance, beyond=beyond),
+            faults=_rates(chance, beyond=beyond, members_change=members_change),
             lasts=chance.choice((1.0, 3.0, 6.0)),
             late_bodies=chance.choice((0.0, 0.2, 0.6)),
             hung_bodies=chance.choice((0.0, 0.0, 0.1)),
@@ -149,10 +158,13 @@ def _weather(chance: random.Random, heartbeat_ms: int, *, worse: bool = False) -
     )
 
 
-def _rates(chance: random.Random, *, beyond: bool) -> dict[str, float]:
+def _rates(chance: random.Random, *, beyond: bool, members_change: bool) -> dict[str, float]:
     """Each kind is left out, rare or frequent."""
-    kinds = [kind for kind in KINDS if beyond or kind not in BEYOND_THE_BOUND]
+    left_out = (() if beyond else BEYOND_THE_BOUND) + (() if members_change else OF_MEMBERS)
+    kinds = [kind for kind in KINDS if kind not in left_out]
     rates = {kind: chance.choice((0.0, 0.0, 60.0, 25.0, 12.0)) for kind in kinds}
+    if members_change:
+        rates |= {kind: chance.choice((30.0, 12.0, 6.0)) for kind in OF_MEMBERS}
     # By itself an election never comes while a lease has long to run; this is where the rules of the wait are tried.
     rates["forced_election"] = chance.choice((0.0, 10.0, 5.0))
     return {kind: rate for kind, rate in rates.items() if rate}
@@ -182,7 +194,7 @@ class Schedule:
         simulation.network.heal()
         simulation.network.weather = CALM
         simulation.database.recover()
-        for node in simulation.nodes.values():
+        for node in list(simulation.nodes.values()):
             node.disk.condition = Condition()
             node.power_up()
             node.resume()
@@ -220,7 +232,7 @@ class Schedule:
 
     def _start(self, node: Node) -> None:
         """Start the process; one that cannot is started again later, as a supervisor does."""
-        if node.running:
+        if node.running or self._simulation.nodes.get(node.raft_id) is not node:
             return
         try:
             node.start()
@@ -411,6 +423,15 @@ class Schedule:
             return False
         node.life.feed(lambda core, now: core.change_settings(settings, now))
         return True
+
+    def _change_of_members(self) -> bool:
+        return self._simulation.members.change()
+
+    def _new_member(self) -> bool:
+        return self._simulation.members.join()
+
+    def _wiped_disk(self) -> bool:
+        return self._simulation.members.wipe(self._any())
 
     # -- the database -------------------------------------------------------------------------------------------------
 

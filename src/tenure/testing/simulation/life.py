@@ -33,9 +33,11 @@ from tenure.core.holding import FenceRefused, FenceUnavailable, FloorRead, Raise
 from tenure.core.manifest import Manifest
 from tenure.core.member import MemberCore
 from tenure.core.roles import Phase
+from tenure.core.roster import Roster
 from tenure.errors import StorageError
 from tenure.instants import NS_PER_MS, NS_PER_SECOND, Reading
-from tenure.node.engine import binding, build_engine, restored_at
+from tenure.node import envelopes
+from tenure.node.engine import binding, build_engine, restored_at, snapshot_in
 from tenure.storage import StoredSnapshot
 from tenure.testing.simulation.engine import SeededEngine
 from tenure.testing.simulation.network import DATABASE, Frame
@@ -50,6 +52,8 @@ if TYPE_CHECKING:
 DISK_STALL_NS = 10 * NS_PER_SECOND
 #: As ``fence/store.py``: a call that takes longer has no known outcome.
 FENCE_TIMEOUT_NS = 2 * NS_PER_SECOND
+#: As ``node/exchange.py``: a snapshot of which nothing was heard for so long is sent again.
+SNAPSHOT_SILENCE_NS = 3 * NS_PER_SECOND
 #: For so long after a peer was seen to be gone every tick may matter.
 SUSPICION_NS = NS_PER_SECOND
 
@@ -93,6 +97,8 @@ class Life:
             snapshot_limits=node.swarm.snapshot_limits,
         )
         self.state_seen: ClusterState = self.core.state
+        self.roster = Roster(node.enrolment)
+        self.roster.applied(self.core.membership())
         self.application: Application = node.make_application(self)
         self._tick_due = 0
         self._last_tick = self.world.now
@@ -101,6 +107,7 @@ class Life:
         #: Each with the state of the cluster as it was when the core asked.
         self._fence_calls: deque[tuple[ReadFence | RaiseFence, ClusterState]] = deque()
         self._fence_busy = False
+        self._snapshots_sent: dict[int, int] = {}
 
     # -- what the application may ask (see client.py) -----------------------------------------------------------------
 
@@ -188,6 +195,7 @@ class Life:
     def begin(self) -> None:
         """The process has started."""
         self._arm_tick()
+        self.node.members.known_at(self)
 
     def feed(self, event: Event) -> None:
         """Give the core an event, as soon as the node's thread can take it."""
@@ -201,8 +209,12 @@ class Life:
 
     def deliver(self, frames: list[Frame]) -> None:
         """Frames have arrived together."""
-        self.frames += [(frame.sender, frame.payload) for frame in frames]
-        if not self.saving and not self.node.stopped:
+        for frame in frames:
+            if envelopes.is_envelope(frame.payload):
+                self.when_awake(lambda payload=frame.payload: self.node.members.hear(self, payload))  # type: ignore[misc]
+            else:
+                self.frames.append((frame.sender, frame.payload))
+        if self.frames and not self.saving and not self.node.stopped:
             self._take_frames()
             self._drain()
 
@@ -262,8 +274,19 @@ class Life:
 
     def _send(self, effect: Send) -> None:
         self.node.invariants.sent(self, effect.payload)
-        to = self.node.peer_life(effect.peer)
-        self.node.network.send(Frame(self.raft_id, effect.peer, effect.payload, self.number, to))
+        self.node.send(effect.peer, effect.payload)
+        if snapshot_in(effect.payload) is not None:
+            self._expect_snapshot(effect.peer)
+
+    def _expect_snapshot(self, peer: int) -> None:
+        """Nobody says that a snapshot has arrived: it is lost once its receiver has been silent for long."""
+        sent = self._snapshots_sent[peer] = self._snapshots_sent.get(peer, 0) + 1
+
+        def lost() -> None:
+            if self._snapshots_sent.get(peer) == sent:
+                self.feed(lambda core, now: core.snapshot_lost(peer, now))
+
+        self.after(SNAPSHOT_SILENCE_NS, lost)
 
     def _tell(self, effect: Effect) -> None:
         match effect:
@@ -285,8 +308,10 @@ class Life:
                 self.world.after(0, lambda: self.feed(lambda core, now: self._compact(taken, core, now)))
             case SettingsChanged(settings):
                 self.node.settings = settings
-            case MembersChanged():
+            case MembersChanged(membership):
                 self.node.disk.keep_commit(self.core.applied_hard_state())
+                self.roster.applied(membership)
+                self.node.members.known_at(self)
             case _:
                 pass
 

@@ -7,10 +7,11 @@ at the other end of a connection is gone. What outlives a process is here, and n
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tenure.core.commands import Settings
-from tenure.core.fsm import ClusterRecord
+from tenure.core.commands import MemberRecord, Settings
+from tenure.core.fsm import Enrolment
 from tenure.instants import NS_PER_MS
 from tenure.testing.simulation.clocks import Clocks, Power
 from tenure.testing.simulation.disk import Disk
@@ -21,10 +22,26 @@ from tenure.testing.simulation.parts import Application, Fence
 if TYPE_CHECKING:
     from tenure.testing.simulation.faults import Swarm
     from tenure.testing.simulation.invariants import Invariants
+    from tenure.testing.simulation.members import Members
     from tenure.testing.simulation.world import World
 
 #: How long it takes at most until a peer knows that a process is gone, where nothing is cut.
 GONE_NS = 5 * NS_PER_MS
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What every member of a simulation shares."""
+
+    world: World
+    swarm: Swarm
+    network: Network
+    database: Fence
+    invariants: Invariants
+    members: Members
+    nodes: dict[int, Node]
+    make_application: Callable[[Life], Application]
+    on_failure: Callable[[Node], None]
 
 
 class Node:
@@ -32,21 +49,21 @@ class Node:
 
     def __init__(
         self,
-        world: World,
-        record: ClusterRecord,
-        raft_id: int,
-        *,
-        swarm: Swarm,
+        surroundings: Surroundings,
+        enrolment: Enrolment,
+        member: MemberRecord,
         clocks: Clocks,
-        database: Fence,
-        invariants: Invariants,
-        make_application: Callable[[Life], Application],
     ) -> None:
-        self.world, self.record, self.raft_id, self.swarm = world, record, raft_id, swarm
-        self.name = next(member.name for member in record.members if member.raft_id == raft_id)
-        self.elector_id = f"raft:{record.cluster_id}"
-        self.clocks, self.database, self.invariants = clocks, database, invariants
-        self.make_application = make_application
+        self.world, self.swarm, self.network = surroundings.world, surroundings.swarm, surroundings.network
+        self.database, self.invariants = surroundings.database, surroundings.invariants
+        self.members, self.peers = surroundings.members, surroundings.nodes
+        self.make_application = surroundings.make_application
+        self.on_failure = surroundings.on_failure
+        self.enrolment, self.record, self.raft_id = enrolment, enrolment.record, enrolment.raft_id
+        self.name, self.directory_id = member.name, member.directory_id
+        self.elector_id = f"raft:{self.record.cluster_id}"
+        self.clocks = clocks
+        world, raft_id = self.world, self.raft_id
         self.disk = Disk(world.random(f"disk {raft_id}"))
         #: The times that this member last learned from the log, kept beside it.
         self.settings: Settings | None = None
@@ -54,9 +71,6 @@ class Node:
         self.lives = self.failures = 0
         self.paused = False
         self.on_wake: list[Callable[[], None]] = []
-        self.on_failure: Callable[[Node], None] = lambda _: None
-        self.network: Network
-        self.peers: dict[int, Node] = {}
 
     @property
     def running(self) -> bool:
@@ -116,7 +130,7 @@ class Node:
 
     def _tell_peers(self) -> None:
         """Who was connected to an earlier life learns that it is over, unless the link is cut."""
-        for peer in self.peers.values():
+        for peer in list(self.peers.values()):
             if peer is self or not (self.network.passes(self.raft_id, peer.raft_id) and peer.life is not None):
                 continue
             life = peer.life
@@ -168,20 +182,28 @@ class Node:
 
     # -- frames -------------------------------------------------------------------------------------------------------
 
-    def peer_life(self, raft_id: int) -> int:
-        """The life of a peer that a connection from here leads to; 0 if there is none."""
-        peer = self.peers.get(raft_id)
-        return peer.lives if peer is not None and peer.life is not None else 0
+    def send(self, to: int, payload: bytes) -> None:
+        """Send a payload to a member, if there is a connection to it."""
+        peer, life = self.peers.get(to), self.life
+        if peer is None or peer.life is None or life is None:
+            return
+        if self.swarm.members_change and not self.members.connected(life, peer.life):
+            return
+        self.network.send(Frame(self.raft_id, to, payload, life.number, peer.life.number))
 
     def deliver(self, frames: list[Frame]) -> None:
         """Frames arrive; those that belong to a connection that is over are dropped (R3)."""
         life = self.life
         if life is None:
             return
-        kept = [frame for frame in frames if frame.to_life == life.number and self._is_current(frame)]
+        kept = [frame for frame in frames if frame.to_life == life.number and self._takes(frame, life)]
         if kept:
             life.deliver(kept)
 
-    def _is_current(self, frame: Frame) -> bool:
+    def _takes(self, frame: Frame, life: Life) -> bool:
         sender = self.peers.get(frame.sender)
-        return sender is not None and sender.lives == frame.sender_life
+        if sender is None or sender.lives != frame.sender_life:
+            return False
+        if not self.swarm.members_change or sender.life is None:
+            return True
+        return self.members.connected(sender.life, life)

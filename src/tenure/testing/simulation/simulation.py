@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from tenure.core.commands import MemberRecord
-from tenure.core.fsm import ClusterRecord
+from tenure.core.fsm import ClusterRecord, Enrolment
 from tenure.core.holding import FENCE_RETRY_NS, WAIT_EPSILON_NS
 from tenure.instants import NS_PER_MS, NS_PER_SECOND, PPM, wait_out_ns
 from tenure.testing.simulation.client import Application
@@ -25,8 +25,9 @@ from tenure.testing.simulation.faults import Schedule, Swarm
 from tenure.testing.simulation.fence import Database
 from tenure.testing.simulation.invariants import CONVERGES, NO_PANIC, Broken, Invariants
 from tenure.testing.simulation.life import FENCE_TIMEOUT_NS, Life
+from tenure.testing.simulation.members import Members
 from tenure.testing.simulation.network import Frame, Network
-from tenure.testing.simulation.node import Node
+from tenure.testing.simulation.node import Node, Surroundings
 from tenure.testing.simulation.trace import Trace
 from tenure.testing.simulation.world import World
 
@@ -63,6 +64,8 @@ class Report:
     payments_acknowledged: int
     faults: dict[str, int] = field(default_factory=dict)
     wall_seconds: float = 0.0
+    #: Of one core, in this process: what the speed is counted by.
+    cpu_seconds: float = 0.0
 
 
 class Simulation:
@@ -79,25 +82,28 @@ class Simulation:
         self.database = Database(self.world, self.invariants.raised)
         self.record = _record(self.swarm)
         self.nodes: dict[int, Node] = {}
-        for member, rate in zip(self.record.members, self.swarm.rates_ppm, strict=True):
-            self.nodes[member.raft_id] = self._make_node(member.raft_id, rate)
+        self.members = Members(self)
         self.schedule = Schedule(self)
-        for node in self.nodes.values():
-            node.peers, node.network = self.nodes, self.network
-            node.on_failure = self.schedule.restart_after_failure
-        self._began = time.perf_counter()
-
-    def _make_node(self, raft_id: int, rate_ppm: int) -> Node:
-        return Node(
-            self.world,
-            self.record,
-            raft_id,
+        self._surroundings = Surroundings(
+            world=self.world,
             swarm=self.swarm,
-            clocks=Clocks(self.world.now, rate_ppm, self.world.random("clocks")),
+            network=self.network,
             database=self.database,
             invariants=self.invariants,
+            members=self.members,
+            nodes=self.nodes,
             make_application=self._make_application,
+            on_failure=self.schedule.restart_after_failure,
         )
+        for member, rate in zip(self.record.members, self.swarm.rates_ppm, strict=True):
+            self.add_node(Enrolment(record=self.record, raft_id=member.raft_id), member, rate_ppm=rate)
+        self._began, self._cpu_began = time.perf_counter(), time.process_time()
+
+    def add_node(self, enrolment: Enrolment, member: MemberRecord, *, rate_ppm: int = 0) -> Node:
+        """A member with a new data directory, on a machine of its own; it is not started."""
+        clocks = Clocks(self.world.now, rate_ppm, self.world.random("clocks"))
+        node = self.nodes[enrolment.raft_id] = Node(self._surroundings, enrolment, member, clocks)
+        return node
 
     def _make_application(self, life: Life) -> Application:
         return Application(life)
@@ -124,6 +130,8 @@ class Simulation:
         for node in self.nodes.values():
             if not node.running:
                 node.start()
+        if self.swarm.members_change:
+            self.members.begin()
 
     def heal(self) -> None:
         """End every fault, and see that the cluster serves again within its bound."""
@@ -159,6 +167,7 @@ class Simulation:
             payments_acknowledged=0,
             faults=dict(sorted(self.schedule.counts.items())),
             wall_seconds=time.perf_counter() - self._began,
+            cpu_seconds=time.process_time() - self._cpu_began,
         )
 
     # -- for directed cases -------------------------------------------------------------------------------------------
@@ -195,11 +204,13 @@ class Simulation:
             raise self._failed(broken) from None
         except (SimulationFailed, KeyboardInterrupt, SystemExit):
             raise
-        except BaseException as error:  # noqa: BLE001 - a broken invariant of the product and an engine's panic, too.
+        except BaseException as error:
             raise self._failed(Broken(NO_PANIC, f"{type(error).__name__}: {error}")) from error
 
     def _deliver(self, to: int, frames: list[Frame]) -> None:
-        self.nodes[to].deliver(frames)
+        node = self.nodes.get(to)
+        if node is not None:
+            node.deliver(frames)
 
     def _check_end(self) -> None:
         if self.serving() is None:
