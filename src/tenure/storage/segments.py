@@ -433,8 +433,8 @@ class SegmentLogStore:
             raise self._corrupt(segment, "its first record is missing", None)
         if record.entries != self._owner:
             theirs, ours = (repr(owner.decode(errors="replace")) for owner in (record.entries, self._owner))
-            what = f"it belongs to the data directory {theirs}, and this is {ours}: its log was replaced by another's"
-            raise self._corrupt(segment, what, None)
+            what = f"it belongs to the data directory {theirs}, and this is {ours}"
+            raise self._corrupt(segment, f"{what}: the log, or the database beside it, was exchanged or lost", None)
 
     def _numbers(self) -> list[int]:
         matches = (_NAME.fullmatch(path.name) for path in self._folder.iterdir())
