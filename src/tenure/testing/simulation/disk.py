@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import random
 from dataclasses import dataclass
+from typing import Literal
 
 from tenure.core.effects import Persist
 from tenure.errors import SyncFailed
@@ -62,21 +63,18 @@ class Disk:
             StorageFull, SyncFailed: it has failed; the process must not go on with this store (R2).
         """
         effect, self._writing = self._writing, None
-        if self.condition.full:
-            self._disk.fill()
-        elif self.condition.failing:
-            self._disk.fail_next(
-                SyncFailed("the disk of the simulation fails"), leaves=self._chance.choice(("torn", "nothing", "whole"))
-            )
+        self._fail_if_in_trouble()
         if effect is not None:
             self._write(effect)
 
     def keep_commit(self, hard_state: tuple[int, int, int]) -> None:
-        """Make the hard state alone durable, as the driver does at a change of the members and at its end."""
+        """Make the hard state alone durable, as the driver does at a change of the members; it fails as a save does."""
+        self._fail_if_in_trouble()
         self._write(Persist(first=0, last=0, entries=b"", hard_state=hard_state, must_sync=True))
 
     def compact(self, snapshot: StoredSnapshot) -> None:
-        """Let ``snapshot`` stand for the log up to its index, durably."""
+        """Let ``snapshot`` stand for the log up to its index, durably; it fails as a save does."""
+        self._fail_if_in_trouble()
         if self._store is not None:
             self._store.compact(snapshot)
 
@@ -95,6 +93,14 @@ class Disk:
                     self._write(effect)
         self._disk.crash()
         self._store = None
+
+    def _fail_if_in_trouble(self) -> None:
+        """Let the next call of the store fail if the disk is full or broken."""
+        if self.condition.full:
+            self._disk.fill()
+        elif self.condition.failing:
+            leaves: Literal["nothing", "torn", "whole"] = self._chance.choice(("nothing", "torn", "whole"))
+            self._disk.fail_next(SyncFailed("the disk of the simulation fails"), leaves=leaves)
 
     def _write(self, effect: Persist) -> None:
         if self._store is None:

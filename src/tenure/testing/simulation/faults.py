@@ -17,7 +17,6 @@ import msgspec
 from tenure.core import commands
 from tenure.core.commands import Settings
 from tenure.core.snapshots import SnapshotLimits
-from tenure.errors import StorageError
 from tenure.instants import NS_PER_MS, PPM
 from tenure.testing.simulation.clocks import Power
 from tenure.testing.simulation.disk import Condition
@@ -231,14 +230,10 @@ class Schedule:
         return self._chance.choice(nodes)
 
     def _start(self, node: Node) -> None:
-        """Start the process; one that cannot is started again later, as a supervisor does."""
+        """Start the process, as a supervisor does, unless it is gone for good."""
         if node.running or self._simulation.nodes.get(node.raft_id) is not node:
             return
-        try:
-            node.start()
-        except StorageError as error:
-            self._world.note(node.name, f"does not start: {error}")
-            self._world.after(self._swarm.election_ns, lambda: self._start(node))
+        node.start()
 
     def _cut(self, *pairs: tuple[int, int]) -> bool:
         network = self._simulation.network
@@ -316,7 +311,11 @@ class Schedule:
         node = self._any()
         if not node.running or node.stopped:
             return False
-        node.pause()
+        if self._chance.random() < 0.3:
+            # It will stand still between what its core has decided and what becomes of it.
+            node.pause_in_step = True
+        else:
+            node.pause()
         self._for_a_while(node.resume)
         return True
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from tenure.core.effects import Grant, RaiseFence
+from tenure.core.effects import Grant, RaiseFence, Renewed
 from tenure.core.fsm import ClusterState
 from tenure.core.roles import Phase
 from tenure.instants import LeaseSpan
@@ -80,6 +80,8 @@ class Invariants:
         self.leases_bounded = leases_bounded
         self.leader_changes = 0
         self.leaders: dict[tuple[int, int], int] = {}
+        #: Who has been granted a leadership of which it does not know that it is over, and whose lease runs.
+        self._leading: dict[int, Life] = {}
         self._believers: dict[int, tuple[Life, LeaseSpan]] = {}
         self.history: dict[int, ClusterState] = {}
         self._minted: dict[tuple[int, int, int], int] = {}
@@ -173,20 +175,24 @@ class Invariants:
         running = life.application.running
         require(running is None, ONE_BODY, f"{life.name} leads again while its body of token {running} runs")
         self.leader_changes += 1
-        self._believers[life.raft_id] = (life, grant.span)
-        self.compare_leases()
+        self._leading[life.raft_id] = life
+        self._believe(life, grant)
 
-    def renewed(self, life: Life, span: LeaseSpan) -> None:
+    def renewed(self, life: Life, renewed: Renewed) -> None:
         """The lease of a running leadership goes on; one that the application has ended by itself stays over."""
-        if life.raft_id in self._believers:
-            self._believers[life.raft_id] = (life, span)
+        if self._leading.get(life.raft_id) is life:
+            self._believe(life, renewed)
+
+    def _believe(self, life: Life, news: Grant | Renewed) -> None:
+        if news.leased:
+            self._believers[life.raft_id] = (life, news.span)
             self.compare_leases()
 
     def disbelieves(self, life: Life) -> None:
         """``life`` knows that its leadership is over, or its process has ended."""
-        held = self._believers.get(life.raft_id)
-        if held is not None and held[0] is life:
-            del self._believers[life.raft_id]
+        if self._leading.get(life.raft_id) is life:
+            del self._leading[life.raft_id]
+            self._believers.pop(life.raft_id, None)
 
     def compare_leases(self) -> None:
         """G2. Also to be called when a clock has changed, which may lengthen a lease in true time."""

@@ -34,7 +34,7 @@ from tenure.core.manifest import Manifest
 from tenure.core.member import MemberCore
 from tenure.core.roles import Phase
 from tenure.core.roster import Roster
-from tenure.errors import StorageError
+from tenure.errors import StorageFull, SyncFailed
 from tenure.instants import NS_PER_MS, NS_PER_SECOND, Reading
 from tenure.node import envelopes
 from tenure.node.engine import binding, build_engine, restored_at, snapshot_in
@@ -108,6 +108,8 @@ class Life:
         self._fence_calls: deque[tuple[ReadFence | RaiseFence, ClusterState]] = deque()
         self._fence_busy = False
         self._snapshots_sent: dict[int, int] = {}
+        #: What a step has decided and the process, paused since, has not done yet.
+        self._held: list[Effect] = []
 
     # -- what the application may ask (see client.py) -----------------------------------------------------------------
 
@@ -219,7 +221,9 @@ class Life:
             self._drain()
 
     def wake(self) -> None:
-        """The process runs again: what has waited for it is taken, its tick first, which is overdue."""
+        """The process runs again: it goes on where it stood; then its tick comes, which is overdue, and the rest."""
+        held, self._held = self._held, []
+        self._run(held)
         self._tick()
         self._drain()
 
@@ -252,9 +256,24 @@ class Life:
                 return
 
     def _step(self, event: Event) -> None:
-        self._run(event(self.core, self.now()))
+        try:
+            effects = event(self.core, self.now())
+        except (StorageFull, SyncFailed) as error:
+            self.node.fail(str(error))
+            return
+        if self.node.pause_in_step:
+            self.node.pause()
+            self._held = effects
+        else:
+            self._run(effects)
 
     def _run(self, effects: list[Effect]) -> None:
+        try:
+            self._run_all(effects)
+        except (StorageFull, SyncFailed) as error:
+            self.node.fail(str(error))
+
+    def _run_all(self, effects: list[Effect]) -> None:
         queue = deque(effects)
         while queue and self.alive:
             effect = queue.popleft()
@@ -297,9 +316,9 @@ class Life:
                 self.node.invariants.granted(self, effect)
                 self._note(f"leads term {effect.term} with token {effect.credential.token}")
                 self.application.granted(effect)
-            case Renewed(span):
-                self.node.invariants.renewed(self, span)
-                self.application.renewed(span)
+            case Renewed():
+                self.node.invariants.renewed(self, effect)
+                self.application.renewed(effect.span)
             case Revoke():
                 self.node.invariants.disbelieves(self)
                 self._note(f"leads no more: {effect.reason}")
@@ -332,7 +351,7 @@ class Life:
         self.saving = False
         try:
             self.node.disk.finish()
-        except StorageError as error:
+        except (StorageFull, SyncFailed) as error:
             self.node.fail(str(error))
             return
         self.node.invariants.saved(self)

@@ -70,6 +70,8 @@ class Node:
         self.life: Life | None = None
         self.lives = self.failures = 0
         self.paused = False
+        #: At the next step of its core it is paused, before anything of what follows from it is done.
+        self.pause_in_step = False
         self.on_wake: list[Callable[[], None]] = []
 
     @property
@@ -92,7 +94,7 @@ class Node:
     def start(self) -> Life:
         """Start the process."""
         self.lives += 1
-        self.paused = False
+        self.paused = self.pause_in_step = False
         self.on_wake.clear()
         self.world.note(self.name, f"starts (life {self.lives})")
         self.life = life = Life(self, self.lives)
@@ -147,6 +149,7 @@ class Node:
 
     def resume(self) -> None:
         """SIGCONT."""
+        self.pause_in_step = False
         if self.paused:
             self.world.note(self.name, "goes on")
             self.paused = False
