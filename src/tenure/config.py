@@ -75,11 +75,28 @@ class RaftSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class LeaseSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``[lease]``: how long a leader may believe without an answer, and the bound on the clocks' rate error."""
+    """``[lease]``: how long a leader may believe without an answer, and what it needs beside the answers to lead.
+
+    Length, rate error and ``wait_out`` are settings of the cluster, as the times of ``[raft]`` are (R4).
+    """
 
     duration_ms: int = 1000
     clock_rate_error: float = 0.01
+    wait_out: str = "always"
     margin_ms: int = 20
+    #: 0 stands for five leases, and for three.
+    application_heartbeat_timeout_ms: int = 0
+    database_timeout_ms: int = 0
+
+    @property
+    def application_timeout_ms(self) -> int:
+        """How long the application may be silent before its member gives leadership up (R13)."""
+        return self.application_heartbeat_timeout_ms or 5 * self.duration_ms
+
+    @property
+    def database_lost_ms(self) -> int:
+        """How long a leader may be without its database while another member reaches it."""
+        return self.database_timeout_ms or 3 * self.duration_ms
 
 
 class HttpSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -324,6 +341,11 @@ def _validate_times(config: Config, refuse: Any, between: Any) -> None:
         )
     if not 0 <= lease.clock_rate_error < 0.2:
         refuse("lease.clock_rate_error", f"{lease.clock_rate_error} is outside 0 to 0.2 (0.01 is one percent)")
+    if lease.wait_out not in {"always", "fenced-only"}:
+        refuse("lease.wait_out", f"{lease.wait_out!r} is neither 'always' nor 'fenced-only'")
+    for field in ("application_heartbeat_timeout_ms", "database_timeout_ms"):
+        if (value := getattr(lease, field)) != 0 and not 100 <= value <= 3_600_000:
+            refuse(f"lease.{field}", f"{value} is neither 0 nor within 100 to 3600000")
     if not 0 < lease.margin_ms < lease.duration_ms:
         refuse(
             "lease.margin_ms",

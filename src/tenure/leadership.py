@@ -200,6 +200,11 @@ class Scope(Forkable):
         return self._state is _State.OFFERED
 
     @property
+    def entered(self) -> bool:
+        """False until the body begins."""
+        return self._state is not _State.OFFERED
+
+    @property
     def holds(self) -> bool:
         """Whether :meth:`check` passes now; for who decides whether to hand this handle out."""
         return self._left_ns() > 0

@@ -12,6 +12,7 @@ _INSTANTS = "src/tenure/instants.py"
 _JUDGE = "src/tenure/fence/judge.py"
 _CHECK = "src/tenure/fence/queries/create_check.sql"
 _LEASE = "tests/unit/test_rules_lease.py::test_"
+_WORK = "tests/unit/test_rules_liveness_of_work.py::test_"
 _RAFT = "tests/unit/test_rules_raft.py::test_"
 _WRITES = "tests/integration/test_fence_writes.py::test_"
 _JUDGED = "tests/unit/test_fence_judge.py::test_"
@@ -180,16 +181,16 @@ def _of_the_lease() -> list[Mutant]:
             "R10",
             "RELEASE is written while the leadership goes on",
             _HOLDING,
-            "            self._left_at = now\n            self._revoke(reason)\n",
-            "            self._left_at = now\n" + _RELEASE,
+            "            self._revoke(reason)\n        if self.phase is Phase.LEADING:\n",
+            "            pass\n        if self.phase is Phase.LEADING:\n" + _RELEASE,
         ),
         Mutant(
             "release_before_the_body_returned",
             "R9",
             "RELEASE is written although the work of the leadership has not returned",
             _HOLDING,
-            "            self._revoke(reason)\n            self.phase = advance(self.phase, Step.ENDED)\n",
-            "            self._revoke(reason)\n            self.phase = advance(self.phase, Step.ENDED)\n" + _RELEASE,
+            "            self.phase = advance(self.phase, Step.ENDED)\n        else:\n",
+            "            self.phase = advance(self.phase, Step.ENDED)\n" + _RELEASE + "        else:\n",
             (_LEASE + "R9_release_is_proposed_only_after_the_body_returned",),
         ),
         Mutant(
@@ -197,8 +198,8 @@ def _of_the_lease() -> list[Mutant]:
             "R10",
             "a member whose earlier work has not returned campaigns all the same",
             _MEMBER,
-            "stands=not machine.body_outstanding)",
-            "stands=True)",
+            "stands=machine.may_stand(now), ",
+            "stands=True, ",
             (
                 "tests/unit/test_review_core.py::test_R10_member_with_a_hung_body_neither_campaigns_nor_takes_a_transfer",
             ),
@@ -216,8 +217,37 @@ def _of_the_lease() -> list[Mutant]:
             "R8",
             "a leader whose lease has lapsed goes on leading",
             _HOLDING,
-            "        if self.phase is Phase.LEADING and not self._lasts(now):",
+            "        if self.phase in GRANTED and not self._lasts(now):",
             "        if False:",
+        ),
+        Mutant(
+            "renewal_without_disk",
+            "R13",
+            "an idle leader goes on renewing although its disk does not answer",
+            _HOLDING,
+            "        self.disk_wanted = idle is None or idle >= self._duration_ns > 0\n",
+            "        self.disk_wanted = False\n",
+            (_WORK + "R13_lease_of_an_idle_leader_lapses_within_two_leases_when_its_disk_hangs",),
+        ),
+        Mutant(
+            "renewal_without_application",
+            "R13",
+            "a leader goes on renewing although its application hangs",
+            _HOLDING,
+            "        if self.phase in RENEWING and self._application_stalls(now):",
+            "        if False:",
+            (_WORK + "R13_leadership_ends_when_the_application_hangs_and_another_member_leads",),
+        ),
+        Mutant(
+            "early_work_is_leased",
+            "R9",
+            "what fenced-only lets begin before the wait is over is granted as a lease",
+            _HOLDING,
+            "Grant(self.term, self.credential, self.span, leased=waited)",
+            "Grant(self.term, self.credential, self.span)",
+            (
+                "tests/unit/test_rules_wait_out.py::test_R9_fenced_transactions_begin_before_the_wait_and_the_lease_after_it",
+            ),
         ),
     ]
 

@@ -102,6 +102,7 @@ class VirtualCluster:
         self.fenced = fenced
         self.fence_delay_ms = 0
         self.margin_ms = 20
+        self.application_timeout_ms = 5 * settings.lease_duration_ms
         self.cut: set[tuple[int, int]] = set()
         self.delay_ms: dict[tuple[int, int], int] = {}
         self.filter: Callable[[int, int, bytes], bool] = lambda sender, to, payload: True
@@ -143,6 +144,7 @@ class VirtualCluster:
             nonce=lambda: f"{self.random.getrandbits(128):032x}",
             started=self.reading(node),
             binding=tenure_raft,
+            application_timeout_ns=self.application_timeout_ms * NS_PER_MS,
         )
         node.running, node.paused = True, False
         node.pending_persist, node.granted, node.span = None, None, None
@@ -224,10 +226,10 @@ class VirtualCluster:
                     if not node.hold_persist or not (effect.must_sync or effect.entries):
                         self.finish_persist(node)
                 case Grant():
-                    node.granted, node.span = effect, effect.span
+                    node.granted, node.span = effect, effect.span if effect.leased else None
                     node.grants.append(effect)
-                case Renewed(span):
-                    node.span = span
+                case Renewed(span, leased):
+                    node.span = span if leased else None
                 case Revoke():
                     node.revoked.append(effect.reason)
                     node.granted, node.span = None, None

@@ -19,6 +19,7 @@ import tenure_raft
 
 from support.virtual_cluster import SETTINGS, Node, VirtualCluster
 from tenure.core import commands
+from tenure.core.commands import ALWAYS, FENCED_ONLY
 from tenure.core.effects import Apply, Effect, Grant, RaiseFence, ReadFence, Revoke
 from tenure.core.holding import FenceRefused, FenceUnavailable, FloorRead, Raised, RaiseMoved
 from tenure.core.member import MemberCore
@@ -111,6 +112,7 @@ class Walk(VirtualCluster):
             SETTINGS,
             lease_duration_ms=self.chaos.choice([400, 1000, 1000, 2000]),
             clock_rate_error_ppm=self.rho_ppm,
+            wait_out=FENCED_ONLY if seed % 3 == 0 else ALWAYS,
         )
         self.bodies: dict[int, Grant] = {}
         self.led_terms: dict[int, int] = {}

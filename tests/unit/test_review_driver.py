@@ -16,6 +16,7 @@ import tenure
 from support.virtual_cluster import SETTINGS
 from tenure import LossReason, State
 from tenure.config import from_mapping
+from tenure.core.effects import Grant, Renewed
 from tenure.core.founding import PROTOCOL_VERSION, Hello, Refuse, decide
 from tenure.core.fsm import Enrolment
 from tenure.core.holding import FenceUnavailable
@@ -25,7 +26,7 @@ from tenure.fence import Expected, Refusal
 from tenure.instants import NS_PER_MS, LeaseSpan, Reading
 from tenure.leadership import HeldLeadership
 from tenure.node import thread
-from tenure.node.clocks import read_clocks
+from tenure.node.clocks import boottime_ns, raw_ns, read_clocks
 from tenure.node.fencing import FenceAdapter
 from tenure.node.founding import Founding
 from tenure.node.member import Member
@@ -204,8 +205,8 @@ async def test_grant_that_waited_for_a_busy_loop_starts_with_the_newest_lease(tm
     member._loop = asyncio.get_running_loop()
     now, second = read_clocks(), 1000 * NS_PER_MS
     old = Reading(now.raw_ns - 2 * second, now.boottime_ns - 2 * second)
-    member.granted(3, Credential(token=1, nonce="n"), LeaseSpan(old, second))
-    member.renewed(LeaseSpan(now, 20 * second))
+    member.granted(Grant(3, Credential(token=1, nonce="n"), LeaseSpan(old, second)))
+    member.renewed(Renewed(LeaseSpan(now, 20 * second)))
     await asyncio.sleep(0)
     leadership = await member._offers.get()
     assert leadership is not None
@@ -230,7 +231,7 @@ async def test_revocation_is_no_error_when_the_applications_loop_closes_just_the
         credential=Credential(token=1, nonce="n"),
         span=LeaseSpan(read_clocks(), 1000 * NS_PER_MS),
         margin_ns=0,
-        clock=read_clocks,
+        clocks=(raw_ns, boottime_ns),
         loop=asyncio.get_running_loop(),
         on_exit=lambda: None,
         on_loss=lambda _: None,

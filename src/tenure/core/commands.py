@@ -22,6 +22,8 @@ USER_PREFIX = bytes([USER])
 BARRIER = 3
 #: First byte of an entry that carries a part of a state that a user brings to all members.
 RESTORE = 4
+#: The values of ``Settings.wait_out``.
+ALWAYS, FENCED_ONLY = "always", "fenced-only"
 
 
 class MemberRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -42,6 +44,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     election_timeout_ms: int
     lease_duration_ms: int
     clock_rate_error_ppm: int
+    #: What waits for the older leases to be over: all of a leadership, or only its lease, not its fenced transactions.
+    wait_out: str = ALWAYS
 
 
 def problem_of(settings: Settings) -> str | None:
@@ -59,6 +63,8 @@ def problem_of(settings: Settings) -> str | None:
         return f"lease_duration_ms: {lease} must lie between three heartbeats ({3 * heartbeat}) and 3600000"
     if not 0 <= settings.clock_rate_error_ppm < 200_000:
         return f"clock_rate_error_ppm: {settings.clock_rate_error_ppm} is outside 0 to 200000"
+    if settings.wait_out not in {ALWAYS, FENCED_ONLY}:
+        return f"wait_out: {settings.wait_out!r} is neither {ALWAYS!r} nor {FENCED_ONLY!r}"
     return None
 
 

@@ -67,6 +67,8 @@ class Progress:
     snapshot: tuple[int, int, bytes] | None = None
     committed: list[tuple[int, int, str, bytes]] = field(default_factory=list)
     read_states: list[tuple[int, bytes]] = field(default_factory=list)
+    #: Whether the disk has proved with it that it works (R13).
+    synced: bool = True
 
 
 class Consensus:
@@ -94,12 +96,13 @@ class Consensus:
         self._suspected = 0
         self._suspected_at: Reading | None = None
         self._ready: Ready | None = None
+        self._proving_disk = False
         self.dropped_payloads = 0
 
     @property
     def persisting(self) -> bool:
         """True between a Persist effect and its ``persisted``: the engine must not be touched (R2)."""
-        return self._ready is not None
+        return self._ready is not None or self._proving_disk
 
     def receive(self, sender: int, payload: bytes) -> None:
         """Queue the messages of one frame."""
@@ -154,10 +157,11 @@ class Consensus:
         embargo_ns = self._cadence.tick_ns * self._cadence.election_tick
         return elapsed_for_waiter(self._started, now) < embargo_ns
 
-    def pump(self, now: Reading, *, stands: bool = True) -> list[Effect]:
+    def pump(self, now: Reading, *, stands: bool = True, prove_disk: bool = False) -> list[Effect]:
         """Feed the engine what is queued, owed ticks first (R5), and begin the next Ready if there is one.
 
-        Unless it ``stands`` for election, this member neither campaigns nor takes office by a transfer, but votes.
+        Unless it ``stands`` for election, this member neither campaigns nor takes office by a transfer, but votes. To
+        ``prove_disk`` something durable is written even if nothing is to be (R13).
         """
         if self.persisting:
             return []
@@ -183,15 +187,19 @@ class Consensus:
         if not stands and self.engine.role in ("pre_candidate", "candidate"):
             self.engine.become_follower(0)
         effects = self._feed_requests()
-        return effects + self._begin_ready()
+        return effects + self._begin_ready(prove_disk=prove_disk)
 
     def persisted(self) -> Progress:
         """The last Persist is durable: advance the engine and hand out what may leave and be applied."""
+        if self._proving_disk:
+            self._proving_disk = False
+            return Progress()
         ready, self._ready = self._ready, None
         invariant(ready is not None, "persisted() without a Persist in flight")
         progress = Progress()
         if ready is None:
             return progress
+        progress.synced = ready.must_sync
         early = self._may_send_before_fsync(ready)
         if not early:
             progress.effects += [Send(peer, payload) for peer, payload in ready.messages]
@@ -317,9 +325,12 @@ class Consensus:
                 return Proposed(self.engine.propose(payloads), self.engine.term, tickets)
         return Rejected(tickets)
 
-    def _begin_ready(self) -> list[Effect]:
-        if not self.engine.has_ready():
-            return []
+    def _begin_ready(self, *, prove_disk: bool) -> list[Effect]:
+        engine = self.engine
+        if not engine.has_ready():
+            self._proving_disk = prove_disk
+            standing = (engine.term, engine.vote, engine.commit)
+            return [Persist(first=0, last=0, entries=b"", hard_state=standing, must_sync=True)] if prove_disk else []
         ready = self.engine.ready()
         self._ready = ready
         effects: list[Effect] = []

@@ -58,18 +58,23 @@ class RaiseFence:
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """The lease is valid and the fence is raised: open the leadership scope."""
+    """The fence is raised: open the leadership scope. A lease runs with it unless it is not ``leased`` yet.
+
+    ``span`` is what was proved last in either case: the scope may go on until it ends.
+    """
 
     term: int
     credential: Credential
     span: LeaseSpan
+    leased: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Renewed:
-    """The lease of the running scope now runs from ``span.started``."""
+    """The running scope was proved again: it counts from ``span.started``, and so does its lease once ``leased``."""
 
     span: LeaseSpan
+    leased: bool = True
 
 
 @dataclass(frozen=True, slots=True)

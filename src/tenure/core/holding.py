@@ -2,8 +2,9 @@
 
 Rules kept here: R8 (a lease runs from the clock before the request and only under the own, committed ACQUIRE),
 R9 (wait the older leases out, cover, RELEASE), R10 (a holding that ended is over for its term, and the office is given
-up within one election timeout), R12 (losing leadership or one refusal ends the lease at once), R15 (the floor is read
-before ACQUIRE is proposed, the token is fixed by it), R20 (the raise names what was read before the last proof).
+up within one election timeout), R12 (losing leadership or one refusal ends the lease at once), R13 (a renewal needs a
+live application and a working disk), R15 (the floor is read before ACQUIRE is proposed, the token is fixed by it), R20
+(the raise names what was read before the last proof).
 Time rule: every instant is an argument. A holder counts the larger of two clocks, a waiter the smaller (R11).
 """
 
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from tenure.core import commands
 from tenure.core.effects import Effect, Grant, RaiseFence, ReadFence, Renewed, Revoke
 from tenure.core.fsm import ClusterState, has_room
-from tenure.core.roles import LEAVING, RENEWING, Phase, Step, advance
+from tenure.core.roles import GRANTED, LEAVING, RENEWING, Phase, Step, advance
 from tenure.instants import (
     NS_PER_MS,
     LeaseSpan,
@@ -84,6 +85,7 @@ class HoldingMachine:
         heartbeat_ns: int,
         election_ns: int,
         margin_ns: int,
+        application_timeout_ns: int = 0,
     ) -> None:
         self._raft_id = raft_id
         self._incarnation = incarnation
@@ -91,6 +93,12 @@ class HoldingMachine:
         self._heartbeat_ns = heartbeat_ns
         self._election_ns = election_ns
         self._margin_ns = margin_ns
+        self._application_timeout_ns = application_timeout_ns
+        #: When the application was last seen alive (R13); its owner sets it. None: there is nobody to judge.
+        self.application_at: Reading | None = None
+        #: When the own disk last proved that it works (R13), and whether it is to prove it now.
+        self._disk_at: Reading | None = None
+        self.disk_wanted = False
         self.phase = Phase.FOLLOWING
         self.reason: str | None = None
         self.body_outstanding = False
@@ -112,6 +120,7 @@ class HoldingMachine:
         self._left_at: Reading | None = None
         self._acquiring_at: Reading | None = None
         self._wait_ns = 0
+        self._fenced_early = False
         self._duration_ns = 0
         self._generation = 0
         self._expected: object = None
@@ -137,10 +146,11 @@ class HoldingMachine:
             # R10: the body of an earlier holding has not returned, so this member may not lead yet.
             self.reason = "the work of an earlier leadership has not returned"
             self._end_before_leading(now)
+        self._disk_at = now  # The term that was won is durable (R1).
 
     def deposed(self, now: Reading, reason: LossReason = LossReason.DEPOSED) -> None:
         """The engine does not lead any more, or not in the term of this holding (R12)."""
-        if self.phase is Phase.LEADING:
+        if self.phase in GRANTED:
             self._revoke(reason)
         self.phase = advance(self.phase, Step.DEPOSED)
         self._reset()
@@ -151,6 +161,7 @@ class HoldingMachine:
         self._duration_ns = settings.lease_duration_ms * NS_PER_MS
         cover, rate = self._cover(state)
         self._wait_ns = 0 if state.released else wait_out_ns(cover, rate, WAIT_EPSILON_NS)
+        self._fenced_early = self._fenced and settings.wait_out == commands.FENCED_ONLY
         self.phase = advance(self.phase, Step.OWN_ENTRY_APPLIED)
         if self._fenced:
             self._ask_fence()
@@ -191,8 +202,8 @@ class HoldingMachine:
         for older in [number for number in self._proofs if number < sequence]:
             del self._proofs[older]
         self.span = LeaseSpan(started, self._duration_ns)
-        if self.phase is Phase.LEADING:
-            self.effects.append(Renewed(self.span))
+        if self.phase in GRANTED:
+            self.effects.append(Renewed(self.span, leased=self.phase is Phase.LEADING))
 
     # -- events of the fence --------------------------------------------------------------------------------------
 
@@ -238,15 +249,17 @@ class HoldingMachine:
 
     def refused(self, token: int, reason: LossReason, now: Reading) -> None:
         """The database refused a write of ours: one refusal ends the holding (R12)."""
-        if token == self.token and self.phase in (Phase.PREPARING, Phase.LEADING):
+        if token == self.token and self.phase in (Phase.PREPARING, Phase.FENCED, Phase.LEADING):
             self._end(reason, now)
 
     # -- time and the owner ---------------------------------------------------------------------------------------
 
     def tick(self, state: ClusterState, now: Reading) -> None:
         """Renew when due, end a lapsed lease, leave the office in time, and lead once everything holds."""
+        if self.phase in RENEWING and self._application_stalls(now):
+            self._end(LossReason.APPLICATION_STALLED, now)
         self._renew(now)
-        if self.phase is Phase.LEADING and not self._lasts(now):
+        if self.phase in GRANTED and not self._lasts(now):
             self._end(LossReason.LEASE_EXPIRED, now)
         if self.phase is Phase.ACQUIRING and self._is_over(self._acquiring_at, now):
             self.reason = "the cluster did not commit the ACQUIRE within one election timeout"
@@ -277,6 +290,14 @@ class HoldingMachine:
             self.phase = advance(self.phase, Step.BODY_RETURNED)
             release = commands.Release(self._raft_id, self.term, self._incarnation)
             self.proposals.append(commands.encode(release))
+
+    def disk_proved(self, now: Reading) -> None:
+        """A write was made durable (R13): what asks for another proof is the lack of one for a lease."""
+        self._disk_at, self.disk_wanted = now, False
+
+    def may_stand(self, now: Reading) -> bool:
+        """Whether this member may be elected: earlier work has returned (R10) and the application is alive (R13)."""
+        return not self.body_outstanding and not self._application_stalls(now)
 
     def wait_is_over(self, now: Reading) -> bool:
         """True once every lease of an earlier leader has ended by any clock within the bound (R9)."""
@@ -378,6 +399,9 @@ class HoldingMachine:
         if len(self._proofs) >= PROOFS_PENDING_MAX:
             del self._proofs[min(self._proofs)]
         self._proofs[self._sequence] = now
+        idle = elapsed_for_holder(self._disk_at, now) if self._disk_at is not None else None
+        # While that write is under way the engine may not be touched, so a disk that hangs lets the lease lapse.
+        self.disk_wanted = idle is None or idle >= self._duration_ns > 0
         self.reads.append(_CONTEXT.pack(self._incarnation, self.term, self._sequence))
 
     def _is_over(self, since: Reading | None, now: Reading) -> bool:
@@ -392,29 +416,43 @@ class HoldingMachine:
         margin_ns = margin_within(self._duration_ns, self._margin_ns)
         return self.span is not None and self.span.remaining_ns(now) > margin_ns
 
+    def _application_stalls(self, now: Reading) -> bool:
+        """R13: who runs the work has not been seen alive for its timeout."""
+        if self.application_at is None or not self._application_timeout_ns:
+            return False
+        elapsed = elapsed_for_holder(self.application_at, now)
+        return elapsed is None or elapsed >= self._application_timeout_ns
+
     def _lead_if_prepared(self, now: Reading) -> None:
-        if self.phase is not Phase.PREPARING or not self.wait_is_over(now):
+        if self.phase not in (Phase.PREPARING, Phase.FENCED):
             return
-        if not self._settled:
+        waited = self.wait_is_over(now)
+        if waited and not self._settled:
             self._settled = True
             self.proposals.append(commands.encode(commands.Settled(self._raft_id, self.term, self._incarnation)))
         if not self._raised or self.credential is None or self.span is None or not self._lasts(now):
             return
-        self.phase = advance(self.phase, Step.PREPARED)
-        self.body_outstanding = True
-        self.reason = None
-        self.effects.append(Grant(self.term, self.credential, self.span))
+        if self.phase is Phase.FENCED:
+            if waited:
+                self.phase = advance(self.phase, Step.PREPARED)
+                self.effects.append(Renewed(self.span))
+        elif waited or self._fenced_early:
+            self.phase = advance(self.phase, Step.PREPARED if waited else Step.FENCE_OPEN)
+            self.body_outstanding = True
+            self.reason = None
+            self.effects.append(Grant(self.term, self.credential, self.span, leased=waited))
 
     def _end(self, reason: LossReason, now: Reading) -> None:
+        if self.phase in GRANTED:
+            self._revoke(reason)
         if self.phase is Phase.LEADING:
             self._left_at = now
-            self._revoke(reason)
             self.phase = advance(self.phase, Step.ENDED)
         else:
             self._end_before_leading(now)
 
     def _end_before_leading(self, now: Reading) -> None:
-        """Nothing was granted in this term, so nothing is released: the successor waits (R9)."""
+        """No lease was granted in this term, so nothing is released: the successor waits (R9)."""
         self._left_at = now
         self.phase = advance(self.phase, Step.ENDED)
         self.leave = True

@@ -40,7 +40,7 @@ from tenure.core.holding import (
 )
 from tenure.core.manifest import Manifest
 from tenure.core.membership import Change, MemberState, Standing, member_states, plan
-from tenure.core.roles import SHOWN, Phase
+from tenure.core.roles import GRANTED, SHOWN, Phase
 from tenure.core.snapshots import SnapshotLimits, SnapshotSchedule
 from tenure.errors import MembershipRefused, SnapshotRefused
 from tenure.instants import NS_PER_MS, LeaseSpan, Reading
@@ -70,7 +70,7 @@ class View(msgspec.Struct, frozen=True):
 
     def shown_state(self, now: Reading) -> State:
         """The state that the outside may see at ``now``: leader only with a valid lease over a raised fence."""
-        if self.phase is Phase.LEADING:
+        if self.phase in GRANTED:
             valid = self.span is not None and self.span.remaining_ns(now) > 0
             return State.LEADER if valid else State.FOLLOWER
         if self.phase is Phase.FOLLOWING and self.raft_role in ("candidate", "pre_candidate"):
@@ -96,6 +96,7 @@ class MemberCore:
         settings: Settings | None = None,
         restored: Manifest | None = None,
         snapshot_limits: SnapshotLimits | None = None,
+        application_timeout_ns: int = 0,
     ) -> None:
         """Start where ``engine`` starts: at the snapshot of ``restored``, if there is one, else at the founding.
 
@@ -118,6 +119,7 @@ class MemberCore:
             heartbeat_ns=settings.heartbeat_interval_ms * NS_PER_MS,
             election_ns=settings.election_timeout_ms * NS_PER_MS,
             margin_ns=margin_ns,
+            application_timeout_ns=application_timeout_ns,
         )
         self._engine = engine
         self._raft_id = raft_id
@@ -168,6 +170,8 @@ class MemberCore:
         """The last Persist effect is durable."""
         progress = self.consensus.persisted()
         self.durable_term = max(self.durable_term, self._engine.term)
+        if progress.synced:
+            self.holding.disk_proved(now)
         effects = list(progress.effects)
         effects += self._settle(now)
         if progress.snapshot is not None:
@@ -461,8 +465,8 @@ class MemberCore:
         if machine.leave is not None and not self.consensus.persisting:
             self._leave_office(transfer=machine.leave)
             machine.leave = self._transfer_to = None
-        # R10: whose earlier work has not returned may not lead, so it must not keep others from being elected.
-        pumped = self.consensus.pump(now, stands=not machine.body_outstanding)
+        # R10, R13: whose earlier work has not returned, or whose application hangs, must not keep others from office.
+        pumped = self.consensus.pump(now, stands=machine.may_stand(now), prove_disk=machine.disk_wanted)
         self._watch_loss(now)
         # With the first event, whichever it is: the engine may hand out what follows the snapshot with the same one.
         effects, self._first_effects = self._first_effects + machine.effects, []

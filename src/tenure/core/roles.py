@@ -6,9 +6,11 @@
         ^                                                                            | acquired
         |                                                                            v
         |   YIELDING <--released-- RELEASING <--body_returned-- STOPPING <--ended-- LEADING <--prepared-- PREPARING
-        |      |
+        |      | ^                                                                     ^ prepared             |
+        |      | +------------------------------- ended ----------------------------- FENCED <---fence_open---+
         +------+  deposed (from every phase)
 
+FENCED is passed under ``wait_out = "fenced-only"`` alone: the body runs, and the older leases are not over yet.
 A phase is what the member knows of its own term; what it shows outside follows from it (``SHOWN``): *leader* only
 while it leads with a valid lease over a raised fence, *candidate* on the way there, *follower* otherwise.
 """
@@ -29,6 +31,7 @@ class Phase(enum.StrEnum):
     READING = "reading_floor"
     ACQUIRING = "acquiring"
     PREPARING = "preparing"
+    FENCED = "fenced"
     LEADING = "leading"
     STOPPING = "stopping"
     RELEASING = "releasing"
@@ -42,6 +45,7 @@ class Step(enum.StrEnum):
     OWN_ENTRY_APPLIED = "own_entry_applied"
     FLOOR_READ = "floor_read"
     ACQUIRED = "acquired"
+    FENCE_OPEN = "fence_open"
     PREPARED = "prepared"
     ENDED = "ended"
     BODY_RETURNED = "body_returned"
@@ -59,6 +63,10 @@ TRANSITIONS: dict[tuple[Phase, Step], Phase] = {
     (Phase.ACQUIRING, Step.ENDED): Phase.YIELDING,
     (Phase.PREPARING, Step.PREPARED): Phase.LEADING,
     (Phase.PREPARING, Step.ENDED): Phase.YIELDING,
+    (Phase.PREPARING, Step.FENCE_OPEN): Phase.FENCED,
+    (Phase.FENCED, Step.PREPARED): Phase.LEADING,
+    # R9: the own wait is not over, so nothing may be released.
+    (Phase.FENCED, Step.ENDED): Phase.YIELDING,
     (Phase.LEADING, Step.ENDED): Phase.STOPPING,
     (Phase.STOPPING, Step.BODY_RETURNED): Phase.RELEASING,
     (Phase.RELEASING, Step.RELEASED): Phase.YIELDING,
@@ -71,6 +79,7 @@ SHOWN: dict[Phase, State] = {
     Phase.READING: State.CANDIDATE,
     Phase.ACQUIRING: State.CANDIDATE,
     Phase.PREPARING: State.CANDIDATE,
+    Phase.FENCED: State.LEADER,
     Phase.LEADING: State.LEADER,
     Phase.STOPPING: State.FOLLOWER,
     Phase.RELEASING: State.FOLLOWER,
@@ -78,7 +87,9 @@ SHOWN: dict[Phase, State] = {
 }
 
 #: In these phases the member proves its leadership again and again, so that a lease runs or can start.
-RENEWING = frozenset({Phase.READING, Phase.ACQUIRING, Phase.PREPARING, Phase.LEADING})
+RENEWING = frozenset({Phase.READING, Phase.ACQUIRING, Phase.PREPARING, Phase.FENCED, Phase.LEADING})
+#: In these phases a body runs under the credential; only in the second one under a lease.
+GRANTED = frozenset({Phase.FENCED, Phase.LEADING})
 #: In these phases it still leads the Raft group but may not lead in this term any more (R10).
 LEAVING = frozenset({Phase.STOPPING, Phase.RELEASING, Phase.YIELDING})
 

@@ -203,12 +203,14 @@ class Administration(Listener, Inspection):
         election_timeout_ms: int | None = None,
         lease_duration_ms: int | None = None,
         clock_rate_error_ppm: int | None = None,
+        wait_out: str | None = None,
         timeout_ms: int = CHANGE_TIMEOUT_MS,
     ) -> Settings:
         """Change times of the cluster through its log (R4) and return all of them.
 
-        The lease and the rate error count from the next leadership on (R8), heartbeat and election timeout from each
-        member's next start. Raises as :meth:`add_learner`; :class:`MembershipRefused` names the time that cannot be.
+        The lease, the rate error and ``wait_out`` count from the next leadership on (R8), heartbeat and election
+        timeout from each member's next start. Raises as :meth:`add_learner`; :class:`MembershipRefused` names the time
+        that cannot be.
         """
         self._require_founded()
         wanted = {
@@ -216,8 +218,9 @@ class Administration(Listener, Inspection):
             "election_timeout_ms": election_timeout_ms,
             "lease_duration_ms": lease_duration_ms,
             "clock_rate_error_ppm": clock_rate_error_ppm,
+            "wait_out": wait_out,
         }
-        changed = {name: value for name, value in wanted.items() if value is not None}
+        changed: dict[str, object] = {name: value for name, value in wanted.items() if value is not None}
         pending = self._requests.track(timeout_ms)
 
         def change(core: MemberCore) -> list[Effect]:

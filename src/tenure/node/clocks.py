@@ -14,7 +14,4 @@ boottime_ns = partial(time.clock_gettime_ns, time.CLOCK_BOOTTIME)
 
 def read_clocks() -> Reading:
     """Both clocks now. Costs well under a microsecond."""
-    return Reading(
-        time.clock_gettime_ns(time.CLOCK_MONOTONIC_RAW),
-        time.clock_gettime_ns(time.CLOCK_BOOTTIME),
-    )
+    return Reading(raw_ns(), boottime_ns())

@@ -284,6 +284,7 @@ class Driver(NodeThread):
             return
         loop.call_later(core.tick_ns / NS_PER_SECOND, self._tick)
         self._last_standing = None  # A lease that lapses changes what is shown: each tick looks.
+        core.holding.application_at = self._listener.application_at
         self._feed(lambda running: running.tick(read_clocks()))
         if self._links is not None:
             self._links.tick(self.published.leader_id)
@@ -344,10 +345,10 @@ class Driver(NodeThread):
     def _tell(self, core: MemberCore, effect: Effect) -> None:
         """Effects that are news for the application's side."""
         match effect:
-            case Grant(term, credential, span):
-                self._listener.granted(term, credential, span)
-            case Renewed(span):
-                self._listener.renewed(span)
+            case Grant():
+                self._listener.granted(effect)
+            case Renewed():
+                self._listener.renewed(effect)
             case Revoke():
                 self._listener.revoked(effect.reason)
             case MembersChanged() | SettingsChanged():

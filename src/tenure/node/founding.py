@@ -27,6 +27,7 @@ def settings_of(config: Config) -> Settings:
         election_timeout_ms=config.raft.election_timeout_ms,
         lease_duration_ms=config.lease.duration_ms,
         clock_rate_error_ppm=round(config.lease.clock_rate_error * PPM),
+        wait_out=config.lease.wait_out,
     )
 
 

@@ -5,17 +5,19 @@ from __future__ import annotations
 from tenure.core.effects import (
     Apply,
     Declined,
+    Grant,
     MembersChanged,
     Proposed,
     Proved,
     Rejected,
+    Renewed,
     RestoreSnapshot,
     SettingsChanged,
     TakeSnapshot,
 )
 from tenure.core.member import View
-from tenure.instants import LeaseSpan
-from tenure.types import Credential, LossReason, State
+from tenure.instants import Reading
+from tenure.types import LossReason, State
 
 UserEffect = (
     Proposed | Rejected | Declined | Apply | Proved | MembersChanged | SettingsChanged | TakeSnapshot | RestoreSnapshot
@@ -27,12 +29,14 @@ class Listener:
 
     #: Whether there is a user's state machine whose content belongs into a snapshot.
     has_content = False
+    #: When the application was last seen alive (R13); None where there is no work whose life could be judged.
+    application_at: Reading | None = None
 
-    def granted(self, term: int, credential: Credential, span: LeaseSpan) -> None:
+    def granted(self, grant: Grant) -> None:
         """A leadership was won."""
 
-    def renewed(self, span: LeaseSpan) -> None:
-        """The running leadership's lease was renewed."""
+    def renewed(self, renewed: Renewed) -> None:
+        """The running leadership was proved again."""
 
     def revoked(self, reason: LossReason) -> None:
         """The running leadership is over."""

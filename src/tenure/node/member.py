@@ -17,6 +17,7 @@ from types import TracebackType
 import msgspec
 
 from tenure.config import Config
+from tenure.core.effects import Grant, Renewed
 from tenure.core.member import View
 from tenure.core.roles import Phase
 from tenure.errors import NodeClosed
@@ -33,6 +34,8 @@ from tenure.types import Credential, LossReason, PeerInfo, State, Status
 
 journal_logger = logging.getLogger("tenure.journal")
 JOURNAL_LIMIT = 1000
+#: So often within ``lease.application_heartbeat_timeout_ms`` the application's loop says that it runs.
+BEATS_IN_TIMEOUT = 10
 FORKED = "this process was forked after the member was opened, which stayed with the parent: open one after the fork"
 
 
@@ -60,7 +63,8 @@ class Member(Administration, Forkable):
         self._observers = Observers(self._on_loop, self._leader_name)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._current: HeldLeadership | None = None
-        self._span = LeaseSpan(Reading(0, 0), 0)
+        self._proved = Renewed(LeaseSpan(Reading(0, 0), 0))
+        self._beats: asyncio.TimerHandle | None = None
         self._offers: asyncio.Queue[HeldLeadership | None] = asyncio.Queue()
         self._failed: asyncio.Future[BaseException] | None = None
         self._error: BaseException | None = None
@@ -88,6 +92,7 @@ class Member(Administration, Forkable):
         require_engine()
         self._loop = asyncio.get_running_loop()
         self._failed = self._loop.create_future()
+        self._beat()
         await self._driver.open()
         self._requests.start(self._loop)
         return self
@@ -115,6 +120,8 @@ class Member(Administration, Forkable):
             try:
                 await self._driver.close()
             finally:
+                if self._beats is not None:
+                    self._beats.cancel()
                 self._requests.end(NodeClosed())
                 self._observers.end()
 
@@ -218,7 +225,9 @@ class Member(Administration, Forkable):
         if state is State.LEADER and self._current is not None and self._current.reason is not None:
             state = State.FOLLOWER
         leader_name = self._shown_leader(view, state)
-        remaining_ns = view.span.remaining_ns(now) if view.span is not None and state is State.LEADER else 0
+        # Under wait_out "fenced-only" a member is shown as leader before its lease starts (R9).
+        leased = state is State.LEADER and view.phase is Phase.LEADING
+        remaining_ns = view.span.remaining_ns(now) if view.span is not None and leased else 0
         return Status(
             state=state,
             term=view.term,
@@ -249,17 +258,17 @@ class Member(Administration, Forkable):
 
     # -- the node's thread calls these --------------------------------------------------------------------------------
 
-    def granted(self, term: int, credential: Credential, span: LeaseSpan) -> None:
+    def granted(self, grant: Grant) -> None:
         """See :class:`Listener`."""
-        self._span = span
-        self._on_loop(lambda: self._offer(term, credential))
+        self._proved = Renewed(grant.span, grant.leased)
+        self._on_loop(lambda: self._offer(grant.term, grant.credential))
 
-    def renewed(self, span: LeaseSpan) -> None:
+    def renewed(self, renewed: Renewed) -> None:
         """See :class:`Listener`."""
         # The grant may still be on its way to a busy loop: it then starts with the newest span.
-        self._span = span
+        self._proved = renewed
         if self._current is not None:
-            self._current.renew(span)
+            self._current.renew(renewed.span, leased=renewed.leased)
 
     def revoked(self, reason: LossReason) -> None:
         """See :class:`Listener`."""
@@ -327,7 +336,7 @@ class Member(Administration, Forkable):
         return self._loop
 
     def _offer(self, term: int, credential: Credential) -> None:
-        loop, span = asyncio.get_running_loop(), self._span
+        loop, span = asyncio.get_running_loop(), self._proved.span
         leadership = HeldLeadership(
             term=term,
             credential=credential,
@@ -338,10 +347,26 @@ class Member(Administration, Forkable):
             on_exit=lambda: self._driver.post(lambda core: core.body_returned(read_clocks())),
             on_loss=lambda reason: self._lost(credential.token, reason),
             on_overdue=self._note_overdue,
+            leased=self._proved.leased,
         )
         self._loss_reason = None
         self._current = leadership
         self._offers.put_nowait(leadership)
+        loop.call_later(self._config.lease.application_timeout_ms / 1000, self._give_up_idle, leadership)
+
+    def _give_up_idle(self, leadership: HeldLeadership) -> None:
+        """R13: nobody has entered the scope for as long as the application may hang, so nobody works under it."""
+        if not leadership.entered:
+            self._lost(leadership.token, LossReason.APPLICATION_STALLED)
+            leadership.abandon(LossReason.APPLICATION_STALLED)
+
+    def _beat(self) -> None:
+        """R13: this loop runs. A leadership whose work says of itself that it gets on is held to that instead."""
+        current, loop = self._current, asyncio.get_running_loop()
+        beaten_at = current.beaten_at if current is not None and current.holds else None
+        self.application_at = read_clocks() if beaten_at is None else beaten_at
+        interval_s = min(1.0, self._config.lease.application_timeout_ms / 1000 / BEATS_IN_TIMEOUT)
+        self._beats = loop.call_later(interval_s, self._beat)
 
     def _revoke_current(self, reason: LossReason) -> None:
         if self._current is not None:

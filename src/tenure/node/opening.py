@@ -96,6 +96,7 @@ def build_core(
         settings=settings,
         restored=restored,
         snapshot_limits=limits_of(config),
+        application_timeout_ns=config.lease.application_timeout_ms * NS_PER_MS,
     )
     if differences := _differences(settings, settings_of(config)):
         logger.warning("the log's settings are used, this file differs: %s", "; ".join(differences))

@@ -16,6 +16,7 @@ _TIMES = {
     "raft.election_timeout_ms": "election_timeout_ms",
     "lease.duration_ms": "lease_duration_ms",
     "lease.clock_rate_error": "clock_rate_error_ppm",
+    "lease.wait_out": "wait_out",
 }
 _IDENTITY = frozenset({"cluster.name", "node.name"})
 
