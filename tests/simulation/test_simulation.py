@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from tenure.testing import Simulation
-from tenure.testing.simulation.faults import Swarm
+from tenure.testing.simulation.swarm import Swarm
 
 
 def _hash_in_another_process(seed: int, hash_seed: str) -> str:

@@ -16,9 +16,10 @@ from tenure.testing import Simulation, SimulationFailed
 from tenure.testing.simulation import invariants
 from tenure.testing.simulation.clocks import Power
 from tenure.testing.simulation.disk import Disk
-from tenure.testing.simulation.faults import Schedule, Swarm
+from tenure.testing.simulation.faults import Schedule
 from tenure.testing.simulation.invariants import Broken, Invariants
 from tenure.testing.simulation.node import Node
+from tenure.testing.simulation.swarm import Swarm
 
 #: An election takes half of a lease, so that a forced one finds a lease that has long to run.
 LONG_LEASE = Settings(

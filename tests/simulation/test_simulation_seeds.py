@@ -12,7 +12,7 @@ import sys
 
 import pytest
 
-from tenure.testing.simulation.faults import KINDS
+from tenure.testing.simulation.swarm import KINDS
 
 SEEDS = os.environ.get("SIM_SEEDS", "1-1000")
 #: Per thousand seeds.

@@ -90,6 +90,9 @@ class SeededEngine:
         if engine.role == "leader":
             untold = engine.commit != self._commit_told and engine.last_index == engine.commit
             return 1 if untold else max(1, self._cadence.heartbeat_tick - self._beat)
+        if (engine.term, engine.role, engine.leader_id) != self._timeout_for:
+            # The core sets the timeout of this standing with the next tick.
+            return 1
         return max(1, self._timeout - self._silent)
 
     def set_randomized_election_timeout(self, ticks: int) -> None:

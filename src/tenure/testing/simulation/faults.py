@@ -1,172 +1,23 @@
-"""The swarm of one seed: which faults there are, how often, under which times; and the schedule that makes them happen.
-
-Every seed leaves some kinds out and makes others frequent, since faults hide one another: a cluster that is always cut
-off is never late. Rates are in the cluster's own time, its election timeout, so that a slow cluster sees as much in a
-run as a quick one.
-"""
+"""The schedule that makes the faults of a swarm happen, and heals them all. It decides by its own stream of chance."""
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from tenure.core import commands
-from tenure.core.commands import Settings
-from tenure.core.snapshots import SnapshotLimits
 from tenure.instants import NS_PER_MS, PPM
 from tenure.testing.simulation.clocks import Power
 from tenure.testing.simulation.disk import Condition
 from tenure.testing.simulation.engine import encode_message
-from tenure.testing.simulation.network import CALM, DATABASE, Frame, Weather
+from tenure.testing.simulation.network import CALM, DATABASE, Frame
+from tenure.testing.simulation.swarm import clock_rate
 
 if TYPE_CHECKING:
+    from tenure.testing.simulation.life import Life
     from tenure.testing.simulation.node import Node
     from tenure.testing.simulation.simulation import Simulation
-
-#: Every kind of fault, by its stable name.
-KINDS = (
-    "cut_off",
-    "cut_in_two",
-    "cut_one_way",
-    "cut_in_a_ring",
-    "flapping",
-    "bad_weather",
-    "pause",
-    "suspend",
-    "kill",
-    "power_loss",
-    "slow_disk",
-    "hanging_disk",
-    "full_disk",
-    "failing_disk",
-    "clock_rate",
-    "wall_clock_step",
-    "hand_over",
-    "forced_election",
-    "change_of_members",
-    "new_member",
-    "wiped_disk",
-    "change_of_times",
-    "database_cut",
-    "database_restart",
-    "database_failover",
-    "hypervisor_stop",
-)
-#: Only where members may change.
-OF_MEMBERS = ("change_of_members", "new_member", "wiped_disk")
-#: Beyond what the clocks' bound allows: then two leases may overlap, and only the fence protects (G3).
-BEYOND_THE_BOUND = ("hypervisor_stop",)
-
-
-@dataclass(frozen=True)
-class Swarm:
-    """Every parameter of one seed. ``of`` draws one; a directed case sets what it needs."""
-
-    members: int = 3
-    settings: Settings = field(
-        default_factory=lambda: Settings(
-            heartbeat_interval_ms=500,
-            election_timeout_ms=3000,
-            lease_duration_ms=3000,
-            clock_rate_error_ppm=10_000,
-        )
-    )
-    #: What may become of the times while the cluster runs.
-    other_leases_ms: tuple[int, ...] = ()
-    #: Whether members come and go. The rosters of all others are fixed, and cost nothing.
-    members_change: bool = False
-    margin_ms: int = 50
-    rates_ppm: tuple[int, ...] = (0, 0, 0)
-    #: Whether the clocks keep the bound of the settings; if not, G2 is not promised.
-    clocks_keep_the_bound: bool = True
-    weather: Weather = CALM
-    worse_weather: Weather = CALM
-    snapshot_limits: SnapshotLimits = field(default_factory=SnapshotLimits)
-    #: How often each kind happens, in election timeouts between two of them.
-    faults: dict[str, float] = field(default_factory=dict)
-    #: How long a fault lasts at most, in election timeouts.
-    lasts: float = 3.0
-    #: The share of bodies that return late, and of those that never do while their process lives.
-    late_bodies: float = 0.0
-    hung_bodies: float = 0.0
-
-    @property
-    def election_ns(self) -> int:
-        """The election timeout."""
-        return self.settings.election_timeout_ms * NS_PER_MS
-
-    @classmethod
-    def of(cls, seed: int) -> Swarm:
-        """The parameters of ``seed``."""
-        chance = random.Random(f"{seed}/swarm")  # noqa: S311 - replayable on purpose.
-        heartbeat = chance.choice((200, 500, 500, 1000, 1000, 2000))
-        lease = heartbeat * chance.choice((3, 4, 6, 10))
-        bound = chance.choice((0, 10_000, 10_000, 100_000))
-        beyond = chance.random() < 0.1
-        members = chance.choice((3, 3, 3, 3, 3, 5, 2, 1))
-        drift = bound if not beyond else max(bound, 20_000) * 2
-        weather = _weather(chance, heartbeat)
-        members_change = members > 2 and chance.random() < 0.3
-        return cls(
-            members=members,
-            settings=Settings(
-                heartbeat_interval_ms=heartbeat,
-                election_timeout_ms=heartbeat * chance.choice((5, 6, 8, 10)),
-                lease_duration_ms=lease,
-                clock_rate_error_ppm=bound,
-            ),
-            other_leases_ms=tuple(heartbeat * times for times in (3, 6, 12, 20)),
-            members_change=members_change,
-            margin_ms=chance.choice((20, 50, heartbeat // 4)),
-            rates_ppm=tuple(_rate(chance, drift) for _ in range(members)),
-            clocks_keep_the_bound=not beyond,
-            weather=weather,
-            worse_weather=_weather(chance, heartbeat, worse=True),
-            snapshot_limits=SnapshotLimits(
-                entries=chance.choice((8, 20, 100)), size_bytes=1 << 20, keep_entries=chance.choice((0, 2, 10))
-            ),
-            faults=_rates(chance, beyond=beyond, members_change=members_change),
-            lasts=chance.choice((1.0, 3.0, 6.0)),
-            late_bodies=chance.choice((0.0, 0.2, 0.6)),
-            hung_bodies=chance.choice((0.0, 0.0, 0.1)),
-        )
-
-
-def _rate(chance: random.Random, bound_ppm: int) -> int:
-    """Most often an end of the range: what lies between is easier."""
-    return chance.choice((-bound_ppm, bound_ppm, chance.randint(-bound_ppm, bound_ppm)))
-
-
-def _weather(chance: random.Random, heartbeat_ms: int, *, worse: bool = False) -> Weather:
-    heartbeat_ns = heartbeat_ms * NS_PER_MS
-    longest = chance.choice((2 * NS_PER_MS, heartbeat_ns // 20, heartbeat_ns // 4))
-    often = 0.05 if worse else 0.005
-    return Weather(
-        delay_ns=(NS_PER_MS // 5, longest),
-        slow=chance.choice((0.0, often)),
-        slow_ns=heartbeat_ns * chance.choice((2, 8)),
-        loss=chance.choice((0.0, often, 4 * often)) if worse else chance.choice((0.0, 0.0, often)),
-        duplicate=chance.choice((0.0, often)),
-        late=chance.choice((0.0, often / 2)),
-        late_ns=heartbeat_ns * 30,
-        reorder=chance.random() < 0.3,
-    )
-
-
-def _rates(chance: random.Random, *, beyond: bool, members_change: bool) -> dict[str, float]:
-    """Each kind is left out, rare or frequent."""
-    left_out = (() if beyond else BEYOND_THE_BOUND) + (() if members_change else OF_MEMBERS)
-    kinds = [kind for kind in KINDS if kind not in left_out]
-    rates = {kind: chance.choice((0.0, 0.0, 60.0, 25.0, 12.0)) for kind in kinds}
-    if members_change:
-        rates |= {kind: chance.choice((30.0, 12.0, 6.0)) for kind in OF_MEMBERS}
-    # By itself an election never comes while a lease has long to run; this is where the rules of the wait are tried.
-    rates["forced_election"] = chance.choice((0.0, 10.0, 5.0))
-    return {kind: rate for kind, rate in rates.items() if rate}
 
 
 class Schedule:
@@ -297,6 +148,17 @@ class Schedule:
         pause = int(self._chance.random() * self._swarm.election_ns)
         self._world.after(pause, lambda: self._flap(pairs, left - 1))
 
+    def _slow_one_way(self) -> bool:
+        """What is sent to one member takes long, or what it sends: its answers are true, and old."""
+        one, network = self._any().raft_id, self._simulation.network
+        pairs = [(one, other) for other in self._simulation.nodes if other != one]
+        if self._chance.random() < 0.7:
+            pairs = [(to, sender) for sender, to in pairs]
+        heartbeat_ns = self._swarm.settings.heartbeat_interval_ms * NS_PER_MS
+        network.slow_links = dict.fromkeys(pairs, int((0.5 + 2.5 * self._chance.random()) * heartbeat_ns))
+        self._for_a_while(network.slow_links.clear)
+        return True
+
     def _bad_weather(self) -> bool:
         self._simulation.network.weather = self._swarm.worse_weather
         self._for_a_while(self._good_weather)
@@ -348,7 +210,7 @@ class Schedule:
 
     def _clock_rate(self) -> bool:
         bound = self._swarm.settings.clock_rate_error_ppm
-        self._any().change_rate(_rate(self._chance, min(bound, PPM // 2)))
+        self._any().change_rate(clock_rate(self._chance, min(bound, PPM // 2)))
         return True
 
     def _wall_clock_step(self) -> bool:
@@ -392,16 +254,49 @@ class Schedule:
         return True
 
     def _forced_election(self) -> bool:
-        """It most often comes while the leader is cut off, which then does not learn of it."""
-        nodes = [node for node in self._simulation.nodes.values() if node.running and not node.stopped]
-        leading = [node for node in nodes if node.life is not None and node.life.engine.role == "leader"]
-        followers = [node for node in nodes if node not in leading]
-        if not leading or not followers:
+        """Most often right after the leader has renewed its lease, and while it is cut off and does not learn of it."""
+        leader = self._leader()
+        if leader is None or leader.life is None:
             return False
-        leader = leading[-1]
+        if self._swarm.other_leases_ms and self._chance.random() < 0.3:
+            # Whoever is elected next has a shorter lease than the one that it must wait out.
+            self._change_lease(leader.life, min(self._swarm.other_leases_ms))
+        if self._chance.random() < 0.5:
+            leader.life.on_renewed = lambda: self._overthrow(leader)
+        else:
+            self._overthrow(leader)
+        return True
+
+    def _overthrow(self, leader: Node) -> None:
+        """Others are elected in its place, perhaps several in a row, all of them while its lease still runs."""
+        if not self._running:
+            return
         if self._chance.random() < 0.7:
             self._cut(*_both((leader.raft_id, other) for other in self._simulation.nodes if other != leader.raft_id))
-        return self.force_election(leader, self._chance.choice(followers))
+        self._replace_leader(leader, self._chance.choice((0, 0, 1, 2)))
+
+    def _replace_leader(self, leader: Node | None, left: int) -> None:
+        followers = [node for node in self._simulation.nodes.values() if node.running and node is not leader]
+        if not self._running or leader is None or leader.life is None or not followers:
+            return
+        follower = self._chance.choice(followers)
+        if self._chance.random() < 0.6:
+            self.force_election(leader, follower)
+        else:
+            leader.life.step_down(to=follower.raft_id)
+        if left:
+            lease_ns = self._swarm.settings.lease_duration_ms * NS_PER_MS
+            pause = int(self._chance.random() * lease_ns / 3)
+            self._world.after(pause, lambda: self._replace_leader(self._leader(), left - 1))
+
+    def _leader(self) -> Node | None:
+        """Who leads the Raft group; of several, one of which is cut off, the last that was elected."""
+        leading = [
+            (node.life.engine.term, node.raft_id, node)
+            for node in self._simulation.nodes.values()
+            if node.life is not None and not node.stopped and node.life.engine.role == "leader"
+        ]
+        return max(leading)[2] if leading else None
 
     def force_election(self, leader: Node, follower: Node) -> bool:
         """A peer without manners has ``follower`` campaign at once, in the leader's name; False if one is down."""
@@ -416,11 +311,11 @@ class Schedule:
         node = self._any()
         if node.life is None or not self._swarm.other_leases_ms:
             return False
-        lease = self._chance.choice(self._swarm.other_leases_ms)
-        settings = msgspec.structs.replace(self._swarm.settings, lease_duration_ms=lease)
-        if commands.problem_of(settings) is not None:
-            return False
-        node.life.feed(lambda core, now: core.change_settings(settings, now))
+        return self._change_lease(node.life, self._chance.choice(self._swarm.other_leases_ms))
+
+    def _change_lease(self, life: Life, lease_ms: int) -> bool:
+        settings = msgspec.structs.replace(life.core.state.settings, lease_duration_ms=lease_ms)
+        life.feed(lambda core, now: core.change_settings(settings, now))
         return True
 
     def _change_of_members(self) -> bool:

@@ -76,6 +76,8 @@ class Life:
         self.saving = False
         self.frames: list[tuple[int, bytes]] = []
         self.waiting: deque[Event] = deque()
+        #: Called once, after the next renewal of its lease.
+        self.on_renewed: Callable[[], None] | None = None
         self.incarnation = chance.getrandbits(62) | 1
         store = node.disk.open()
         stored = store.load()
@@ -319,6 +321,9 @@ class Life:
             case Renewed():
                 self.node.invariants.renewed(self, effect)
                 self.application.renewed(effect.span)
+                if self.on_renewed is not None:
+                    call, self.on_renewed = self.on_renewed, None
+                    self.world.after(0, call)
             case Revoke():
                 self.node.invariants.disbelieves(self)
                 self._note(f"leads no more: {effect.reason}")

@@ -55,6 +55,8 @@ class Network:
         self.weather = weather
         #: Directed: from whom to whom nothing passes.
         self.cuts: set[tuple[int, int]] = set()
+        #: Directed: how much longer everything takes.
+        self.slow_links: dict[tuple[int, int], int] = {}
         self.carried = self.lost = self.repeated = 0
         self._last_due: dict[tuple[int, int], int] = {}
         self._arriving: dict[tuple[int, int], list[Frame]] = {}
@@ -66,6 +68,7 @@ class Network:
     def heal(self) -> None:
         """Undo every cut."""
         self.cuts.clear()
+        self.slow_links.clear()
 
     def passes(self, sender: int, to: int) -> bool:
         """Whether what ``sender`` sends now may reach ``to``."""
@@ -104,6 +107,8 @@ class Network:
     def _carry(self, frame: Frame, delay_ns: int, *, in_order: bool = True) -> None:
         weather = self.weather
         due = self._world.now + delay_ns
+        if self.slow_links:
+            due += self.slow_links.get((frame.sender, frame.to), 0)
         if in_order and not weather.reorder:
             link = (frame.sender, frame.to)
             due = self._last_due[link] = max(due, self._last_due.get(link, 0))

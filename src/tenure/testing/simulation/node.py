@@ -20,9 +20,9 @@ from tenure.testing.simulation.network import Frame, Network
 from tenure.testing.simulation.parts import Application, Fence
 
 if TYPE_CHECKING:
-    from tenure.testing.simulation.faults import Swarm
     from tenure.testing.simulation.invariants import Invariants
     from tenure.testing.simulation.members import Members
+    from tenure.testing.simulation.swarm import Swarm
     from tenure.testing.simulation.world import World
 
 #: How long it takes at most until a peer knows that a process is gone, where nothing is cut.

@@ -21,13 +21,14 @@ from tenure.core.holding import FENCE_RETRY_NS, WAIT_EPSILON_NS
 from tenure.instants import NS_PER_MS, NS_PER_SECOND, PPM, wait_out_ns
 from tenure.testing.simulation.client import Application
 from tenure.testing.simulation.clocks import Clocks
-from tenure.testing.simulation.faults import Schedule, Swarm
+from tenure.testing.simulation.faults import Schedule
 from tenure.testing.simulation.fence import Database
 from tenure.testing.simulation.invariants import CONVERGES, NO_PANIC, Broken, Invariants
 from tenure.testing.simulation.life import FENCE_TIMEOUT_NS, Life
 from tenure.testing.simulation.members import Members
 from tenure.testing.simulation.network import Frame, Network
 from tenure.testing.simulation.node import Node, Surroundings
+from tenure.testing.simulation.swarm import Swarm
 from tenure.testing.simulation.trace import Trace
 from tenure.testing.simulation.world import World
 
