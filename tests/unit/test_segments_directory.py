@@ -9,7 +9,7 @@ import pytest
 
 from tenure import LogCorrupt, StorageError
 from tenure.storage import DataDirectory, SegmentLogStore, SqliteLogStore, sqlite_file
-from tenure.storage.segment_records import SECTOR
+from tenure.storage.segment_records import MARK, SECTOR
 
 
 def image_of(folder: Path) -> dict[str, bytes]:
@@ -171,3 +171,55 @@ def test_damage_is_named_by_the_path_of_the_original_when_a_copy_is_inspected(tm
     with DataDirectory.inspect(tmp_path) as inspected, pytest.raises(LogCorrupt) as caught:
         assert inspected.log
     assert caught.value.path == str(path)
+
+
+def test_R7_older_copy_of_the_log_alone_is_refused_when_the_directory_was_opened_or_closed_since(tmp_path: Path):
+    """Also one that only lacks its last record: what the end held may have been a vote."""
+    begun_at(tmp_path / "d")
+    older = image_of(tmp_path / "d" / "log")
+    for is_closed in (True, False):
+        directory = directory_at(tmp_path / "d")
+        directory.log.save(first=2, last=2, entries=b"two", hard_state=(2, 1, 0))
+        if is_closed:
+            directory.close()
+        else:
+            # Killed, and opened and killed again.
+            killed = shutil.copytree(tmp_path / "d", tmp_path / "killed")
+            directory.close()
+            directory = directory_at(killed)
+            assert len(directory.log.load().batches) == 3
+            shutil.copytree(killed, tmp_path / "killed-again")
+            directory.close()
+    for name in ("d", "killed-again"):
+        for file, data in older.items():
+            (tmp_path / name / "log" / file).write_bytes(data)
+        directory = directory_at(tmp_path / name)
+        for _ in range(2):
+            with pytest.raises(LogCorrupt, match=r"ends with the record 2, and it had 4: it is an older copy"):
+                assert directory.log
+        directory.close()
+        assert image_of(tmp_path / name / "log") == older
+
+
+def test_R7_end_of_the_log_that_turned_to_zeros_after_a_stop_in_good_order_is_damage(tmp_path: Path):
+    """By itself it would look like a record that a crash cut."""
+    begun_at(tmp_path)
+    path = next((tmp_path / "log").iterdir())
+    data = path.read_bytes()
+    start = data.rindex(MARK)
+    path.write_bytes(data[:start] + bytes(len(data) - start))
+    directory = directory_at(tmp_path)
+    with pytest.raises(LogCorrupt, match="its end is gone"):
+        assert directory.log
+    directory.close()
+
+
+def test_directory_is_closed_when_it_cannot_note_the_end_of_its_log(tmp_path: Path):
+    """The disk may be what it is closed for."""
+    directory = directory_at(tmp_path)
+    directory.log.save(first=1, last=1, entries=b"one", hard_state=(1, 1, 0))
+    directory.store._connection.execute("PRAGMA query_only = ON")
+    directory.close()
+    directory = directory_at(tmp_path)
+    assert directory.log.load().batches == (b"one",)
+    directory.close()

@@ -18,8 +18,8 @@ OWNER, STRANGER = "0" * 32, "1" * 32
 EMPTY = StoredLog(term=0, vote=0, commit=0, batches=())
 
 
-def opened(root: Path, owner: str = OWNER) -> SegmentLogStore:
-    return SegmentLogStore(root / "log", owner=owner, segment_bytes=SEGMENT_BYTES)
+def opened(root: Path, owner: str = OWNER, least: int = 0) -> SegmentLogStore:
+    return SegmentLogStore(root / "log", owner=owner, segment_bytes=SEGMENT_BYTES, least=least)
 
 
 def entries_in(log: StoredLog) -> StoredLog:
@@ -85,8 +85,8 @@ class Life:
         self.before = self.after = found
 
 
-def loaded(root: Path) -> StoredLog:
-    store = opened(root)
+def loaded(root: Path, least: int) -> StoredLog:
+    store = opened(root, least=least)
     try:
         return store.load()
     finally:
@@ -99,6 +99,8 @@ class Trial:
     def __init__(self, folder: Path, patch: pytest.MonkeyPatch, seed: int, *, sector: int = 512) -> None:
         self.source = random.Random(seed)
         self.life = Life(self.source)
+        #: The last record of which anybody was told. No life may find less.
+        self.least = 0
         self.images = self.calls = self.refused = self.kept_from_strangers = 0
         self._folder = folder
         self._patch = patch
@@ -116,14 +118,18 @@ class Trial:
         with under(self.disk, self._patch):
             store = None
             try:
-                store = opened(self.disk.root)
+                store = opened(self.disk.root, least=self.least)
+                self.least = store.end
                 self.life.check(store.load())
                 for _ in range(calls):
                     self.life.call(store)
+                    self.least = store.end
             except (StorageError, Killed):
                 if ending is None or self._ending is not None:
                     raise
                 if store is not None and isinstance(ending, OSError):
+                    # The node ends, and notes it when it closes its directory.
+                    self.least = store.end
                     self._expect_no_further_step(store)
             self.disk.forget_descriptors()
 
@@ -168,7 +174,7 @@ class Trial:
         probe.before, probe.after = self.life.before, self.life.after
         try:
             self._try_as_a_stranger(image, root)
-            probe.check(loaded(root))
+            probe.check(loaded(root, self.least))
         except LogCorrupt:
             if self._sector == SECTOR:
                 raise

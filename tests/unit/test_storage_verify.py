@@ -98,3 +98,17 @@ def test_record_that_is_missing_is_named_in_the_segments(tmp_path: Path):
     with pytest.raises(LogCorrupt, match=third.name):
         list(store.verify())
     store.close()
+
+
+def test_verify_names_a_segment_of_another_owner_that_was_put_in_place_of_one(tmp_path: Path):
+    """Whole in itself, but the store would not open with it again."""
+    stores = {owner: SegmentLogStore(tmp_path / owner, owner=owner) for owner in ("ours", "theirs")}
+    for store in stores.values():
+        store.save(first=1, last=1, entries=b"one", hard_state=(1, 1, 0))
+    (path,) = (tmp_path / "ours").iterdir()
+    path.write_bytes((tmp_path / "theirs" / path.name).read_bytes())
+    with pytest.raises(LogCorrupt, match="belongs to the data directory 'theirs'") as caught:
+        list(stores["ours"].verify())
+    assert caught.value.path == str(path)
+    for store in stores.values():
+        store.close()

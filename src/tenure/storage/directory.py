@@ -149,7 +149,7 @@ class DataDirectory:
         """The log, opened by the first call: segments, unless an earlier version has begun it in the database.
 
         Raises:
-            LogCorrupt: it is damaged, gone, or that of another data directory.
+            LogCorrupt: it is damaged, gone, an older one, or that of another data directory.
             StorageError: it cannot be opened, or made.
         """
         if self._log is None:
@@ -157,14 +157,15 @@ class DataDirectory:
             if self.store.holds_log and not begun:
                 self._log = self.store
             else:
-                owner, named = self.directory_id, self.path / LOG
-                log = SegmentLogStore(self._segments, owner=owner, known_as=named, must_exist=begun)
-                if not begun:
-                    try:
+                least = max(1, int(self.store.read_meta("log_end") or b"0")) if begun else 0
+                log = SegmentLogStore(self._segments, owner=self.directory_id, known_as=self.path / LOG, least=least)
+                try:
+                    if not begun:
                         self._begin(log)
-                    except BaseException:
-                        log.close()
-                        raise
+                    self._note_end(log)
+                except BaseException:
+                    log.close()
+                    raise
                 self._log = log
         return self._log
 
@@ -178,6 +179,12 @@ class DataDirectory:
                 path=path,
             )
         self.store.leave_log_to_segments()
+
+    def _note_end(self, log: SegmentLogStore) -> None:
+        """Make durable how far the log reaches by now: an older copy of it alone would not tell of votes given (R7)."""
+        end = b"%d" % log.end
+        if end != self.store.read_meta("log_end"):
+            self.store.write_meta("log_end", end)
 
     @property
     def log_path(self) -> Path:
@@ -255,8 +262,11 @@ class DataDirectory:
 
     def close(self) -> None:
         """Close the stores and release the lock."""
-        if self._log is not None and self._log is not self.store:
+        if isinstance(self._log, SegmentLogStore):
             self._log.close()
+            # Without it, less is known of a log that is changed before the next start, and nothing else.
+            with contextlib.suppress(StorageError):
+                self._note_end(self._log)
         self.store.close()
         self._lock.close()
 

@@ -144,7 +144,7 @@ class SegmentLogStore:
         owner: str = "",
         segment_bytes: int = SEGMENT_BYTES,
         known_as: Path | None = None,
-        must_exist: bool = False,
+        least: int = 0,
     ) -> None:
         """Open the segments in ``folder``, made if absent, and cut off a record that a crash left unfinished.
 
@@ -154,7 +154,8 @@ class SegmentLogStore:
                 owner are refused (R7).
             segment_bytes: How long a new segment is, unless one record needs more.
             known_as: The path that errors name instead, where ``folder`` is a copy.
-            must_exist: A log without any record is damage, and not a new store.
+            least: The number of a record that it had: a log that ends before it is damage, or an older one. 0 if it may
+                be new.
 
         Raises:
             LogCorrupt: a record is damaged or missing, or the log belongs to another owner; it is named.
@@ -177,13 +178,18 @@ class SegmentLogStore:
             # An earlier life may have ended before its names were durable, and what is saved now relies on them.
             sync_folder(folder.parent)
             sync_folder(folder)
-            self._open(must_exist=must_exist)
+            self._open(least)
         except OSError as error:
             self.close()
             raise self._explain(error) from error
         except BaseException:
             self.close()
             raise
+
+    @property
+    def end(self) -> int:
+        """The number of its last record. Every record up to it is on the disk."""
+        return self._places.sequence
 
     @property
     def holds_log(self) -> bool:
@@ -240,6 +246,8 @@ class SegmentLogStore:
                     raise self._corrupt(segment, f"the record at byte {offset} fails its checksum", None)
                 record, size = found
                 sealed, offset, checked = record.kind is Kind.SEAL, offset + size, checked + 1
+                if record.kind is Kind.HEAD:
+                    self._check_head(segment, record)
                 if sequence and record.sequence != sequence + 1:
                     raise self._corrupt(segment, f"the record {sequence + 1} is missing", None)
                 sequence = record.sequence - sealed
@@ -333,18 +341,21 @@ class SegmentLogStore:
 
     # -- opening and reading ------------------------------------------------------------------------------------------
 
-    def _open(self, *, must_exist: bool) -> None:
+    def _open(self, least: int) -> None:
         segments = self._segments()
         if not segments:
-            if must_exist:
+            if least:
                 raise self._corrupt(1, "it is missing, and so are all that followed it", None)
             self._begin(1, 0)
             return
         self._places, ends = self._replay(segments)
         self._read = self._places.stored()
         self._places.forget_batches()
-        if must_exist and not ends[0].count:
+        if least and not ends[0].count:
             raise self._corrupt(1, "its first record is missing", None)
+        if self.end < least:
+            what = f"it ends with the record {self.end}, and it had {least}: it is an older copy, or its end is gone"
+            raise self._corrupt(segments[-1], what, ends[-1].next_index)
         for stray in set(self._numbers()) - set(segments):
             # Removed, and back after a power cut: the removal of a newer one was durable, and this one was not.
             self._path(stray).unlink()
