@@ -47,6 +47,8 @@ from tenure.errors import (
     WrongCluster,
 )
 from tenure.leadership import HeldLeadership
+from tenure.leading import run_as_leader
+from tenure.sync import SyncLeadership, SyncMember, open_sync
 from tenure.types import Credential, ElectorIdentity, Leadership, LossReason, PeerInfo, State, Status
 
 if TYPE_CHECKING:
@@ -102,8 +104,12 @@ __all__ = [
     "StorageError",
     "StorageFull",
     "SyncFailed",
+    "SyncLeadership",
+    "SyncMember",
     "TenureError",
     "TokenRequired",
     "WrongCluster",
     "open",
+    "open_sync",
+    "run_as_leader",
 ]

@@ -66,8 +66,11 @@ def _void_all() -> None:
 os.register_at_fork(after_in_child=_void_all)
 
 
-class _State(enum.Enum):
+class Standing(enum.Enum):
+    """How far a scope has got."""
+
     OFFERED = enum.auto()
+    TAKEN = enum.auto()
     ENTERED = enum.auto()
     EXITED = enum.auto()
 
@@ -106,7 +109,7 @@ class Scope(Forkable):
         self._on_loss = on_loss
         self._on_overdue = on_overdue
         self._lock = threading.Lock()
-        self._state = _State.OFFERED
+        self._state = Standing.OFFERED
         self._reason: LossReason | None = None
         self._loss_told = False
         self._timer: asyncio.TimerHandle | None = None
@@ -168,9 +171,14 @@ class Scope(Forkable):
         self.beaten_at = Reading(self._raw_ns(), self._boottime_ns())
 
     def report_refused(self, error: Exception) -> None:
-        """The database refused this credential: the leadership ends at once (R12). Any thread; idempotent."""
-        if isinstance(error, FenceError):
-            reason = LossReason.SERVER_CHANGED if isinstance(error, ServerChanged) else LossReason.REFUSED
+        """The database refused this credential: the leadership ends at once (R12). Any thread; idempotent.
+
+        ``error`` is one of :class:`tenure.FenceError`, or a driver's own with the SQLSTATE of one (TN001 to TN004);
+        any other is ignored.
+        """
+        sqlstate = getattr(error, "sqlstate", None) or ""
+        if isinstance(error, FenceError) or sqlstate.startswith("TN0"):
+            reason = LossReason.SERVER_CHANGED if sqlstate == ServerChanged.sqlstate else LossReason.REFUSED
             self._on_loss(reason)
             self.revoke(reason)
 
@@ -196,13 +204,13 @@ class Scope(Forkable):
 
     @property
     def offered(self) -> bool:
-        """True until the scope is entered or abandoned."""
-        return self._state is _State.OFFERED
+        """True until somebody has taken, entered or abandoned the scope."""
+        return self._state is Standing.OFFERED
 
     @property
     def entered(self) -> bool:
         """False until the body begins."""
-        return self._state is not _State.OFFERED
+        return self._state not in (Standing.OFFERED, Standing.TAKEN)
 
     @property
     def holds(self) -> bool:
@@ -210,14 +218,32 @@ class Scope(Forkable):
         return self._left_ns() > 0
 
     def abandon(self, reason: LossReason = LossReason.STEPPED_DOWN) -> None:
-        """If the scope was not entered, it will not be: its body counts as returned."""
-        if self._state is _State.OFFERED:
+        """If nobody has taken the scope, nobody will: its body counts as returned."""
+        if self._state is Standing.OFFERED:
             self._end(reason)
-            self._leave()
+            self.leave()
+
+    def leave(self) -> None:
+        """The body has returned, and only now may RELEASE be written (R9). Idempotent."""
+        with self._lock:
+            if self._state is Standing.EXITED:
+                return
+            self._state = Standing.EXITED
+            if self._reason is None:
+                self._reason, self._window = LossReason.STEPPED_DOWN, CLOSED
+        self._overdue.cancel()
+        if self._overdue_told:
+            logger.warning("the work of the leadership of term %d has returned now", self._term)
+            self._on_overdue(None)
+        if self._timer is not None:
+            self._post(self._timer.cancel)
+        self._announce()
+        if self._reason is not LossReason.FORKED:
+            self._on_exit()
 
     def watch(self) -> None:
         """End the body by the own clock, whether or not the node's thread still says anything."""
-        if self._state is _State.EXITED or self._reason is not None:
+        if self._state is Standing.EXITED or self._reason is not None:
             return
         left_ns = self._left_ns()
         if left_ns > 0:
@@ -258,7 +284,7 @@ class Scope(Forkable):
             if self._reason is not None:
                 return
             self._reason, self._window = reason, CLOSED
-            if self._state is not _State.EXITED:
+            if self._state is not Standing.EXITED:
                 # No thread can be started any more while the interpreter ends.
                 with contextlib.suppress(RuntimeError):
                     self._overdue.start()
@@ -266,30 +292,12 @@ class Scope(Forkable):
     def _lose(self) -> None:
         if self._loss_told:
             return
-        if self._state is _State.OFFERED:
-            self._leave()
+        if self._state is Standing.OFFERED:
+            self.leave()
             return
         self._announce()
-        if self._state is _State.ENTERED:
+        if self._state is Standing.ENTERED:
             self._stop_body()
-
-    def _leave(self) -> None:
-        """The body has returned. Only now may RELEASE be written (R9)."""
-        with self._lock:
-            if self._state is _State.EXITED:
-                return
-            self._state = _State.EXITED
-            if self._reason is None:
-                self._reason, self._window = LossReason.STEPPED_DOWN, CLOSED
-        self._overdue.cancel()
-        if self._overdue_told:
-            logger.warning("the work of the leadership of term %d has returned now", self._term)
-            self._on_overdue(None)
-        if self._timer is not None:
-            self._timer.cancel()
-        self._announce()
-        if self._reason is not LossReason.FORKED:
-            self._on_exit()
 
     def _announce(self) -> None:
         with self._lock:
@@ -299,7 +307,7 @@ class Scope(Forkable):
 
     def _report_overdue(self) -> None:
         """On a thread of its own: neither a blocked loop nor a node that failed may keep this from being said."""
-        if self._state is not _State.ENTERED:
+        if self._state is not Standing.ENTERED:
             return
         place = self._place()
         self._overdue_told = True
@@ -366,19 +374,19 @@ class HeldLeadership(Scope):
 
     async def __aenter__(self) -> HeldLeadership:
         """Enter the scope; :class:`tenure.LeadershipLost` if the leadership was over before (await nothing between)."""
-        if self._state is not _State.OFFERED:
+        if self._state is not Standing.OFFERED:
             raise LeadershipLost(term=self._term, reason=self._reason or LossReason.STEPPED_DOWN)
         self._task = asyncio.current_task()
         self._cancelling = self._task.cancelling() if self._task is not None else 0
         self._thread_id = threading.get_ident()
-        self._state = _State.ENTERED
+        self._state = Standing.ENTERED
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
         """Leave the scope. Only the cancellation that the loss itself caused is swallowed."""
-        self._leave()
+        self.leave()
         if self._cancelled and self._task is not None:
             return self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError
         return False

@@ -346,8 +346,11 @@ class Driver(NodeThread):
         """Effects that are news for the application's side."""
         match effect:
             case Grant():
+                # Who hears of it looks at what is published as soon as it does.
+                self.published = core.view()
                 self._listener.granted(effect)
             case Renewed():
+                self.published = core.view()
                 self._listener.renewed(effect)
             case Revoke():
                 self._listener.revoked(effect.reason)
@@ -356,7 +359,6 @@ class Driver(NodeThread):
                 self.published = core.view()
                 self._listener.user_effect(effect)
             case Proved():
-                # Who asked looks at what is published as soon as it hears.
                 self.published = core.view()
                 self._listener.user_effect(effect)
             case Proposed() | Rejected() | Declined() | Apply() | TakeSnapshot() | RestoreSnapshot():

@@ -11,8 +11,9 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from types import TracebackType
+from typing import cast
 
 import msgspec
 
@@ -22,7 +23,7 @@ from tenure.core.member import View
 from tenure.core.roles import Phase
 from tenure.errors import NodeClosed
 from tenure.instants import NS_PER_MS, LeaseSpan, Reading, margin_within
-from tenure.leadership import Forkable, HeldLeadership
+from tenure.leadership import Forkable, HeldLeadership, Scope
 from tenure.node.administration import Administration
 from tenure.node.clocks import boottime_ns, raw_ns, read_clocks
 from tenure.node.driver import Driver
@@ -55,17 +56,18 @@ class Member(Administration, Forkable):
     In a forked child it is void: everything but :meth:`close` raises :class:`tenure.NodeClosed` and names the fork.
     """
 
-    def __init__(self, config: Config, *, dsn: str) -> None:
+    def __init__(self, config: Config, *, dsn: str, handle: Callable[..., Scope] = HeldLeadership) -> None:
         super().__init__()
         self._config = config
+        self._make_handle = handle
         self._driver = Driver(config, self, dsn=dsn)
         self._requests = Requests()
         self._observers = Observers(self._on_loop, self._leader_name)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._current: HeldLeadership | None = None
+        self._current: Scope | None = None
         self._proved = Renewed(LeaseSpan(Reading(0, 0), 0))
         self._beats: asyncio.TimerHandle | None = None
-        self._offers: asyncio.Queue[HeldLeadership | None] = asyncio.Queue()
+        self._offers: asyncio.Queue[Scope | None] = asyncio.Queue()
         self._failed: asyncio.Future[BaseException] | None = None
         self._error: BaseException | None = None
         self._closed = False
@@ -88,7 +90,7 @@ class Member(Administration, Forkable):
             ConfigError: the engine is not installed, or a file of ``raft.tls`` is no good.
             StorageError: the directory is in use, damaged, full, or belongs to another node or cluster.
         """
-        self._require_own_process()
+        self.require_own_process()
         require_engine()
         self._loop = asyncio.get_running_loop()
         self._failed = self._loop.create_future()
@@ -137,14 +139,14 @@ class Member(Administration, Forkable):
 
     # -- leadership -------------------------------------------------------------------------------------------------
 
-    async def terms(self) -> AsyncIterator[HeldLeadership]:
+    async def terms(self) -> AsyncGenerator[HeldLeadership, None]:
         """Each leadership that this member wins, one at a time; ends when the member closes.
 
         Raises:
             TenureError: the node had to stop (R2); the process should exit.
         """
         while True:
-            self._require_own_process()
+            self.require_own_process()
             leadership = await self._offers.get()
             if leadership is None:
                 # It stands for every other reader, too, and for whoever asks again.
@@ -155,15 +157,15 @@ class Member(Administration, Forkable):
             if not leadership.offered:
                 continue
             try:
-                yield leadership
+                yield cast("HeldLeadership", leadership)
             finally:
                 # Also when the loop over the terms was left before the scope was entered: nobody would serve.
                 leadership.abandon()
 
     @property
-    def leadership(self) -> HeldLeadership | None:
+    def leadership(self) -> Scope | None:
         """The present leadership while its ``check`` passes, for request handlers; else None. Any thread."""
-        self._require_own_process()
+        self.require_own_process()
         current = self._current
         return current if current is not None and current.holds else None
 
@@ -219,7 +221,7 @@ class Member(Administration, Forkable):
 
     def status(self) -> Status:
         """This member's own view at this instant, judged against the lease's deadline now. Any thread."""
-        self._require_own_process()
+        self.require_own_process()
         view, now = self._driver.published, read_clocks()
         state = view.shown_state(now)
         if state is State.LEADER and self._current is not None and self._current.reason is not None:
@@ -325,19 +327,25 @@ class Member(Administration, Forkable):
         """See :class:`Forkable`."""
         self._forked = self._closed = True
 
-    def _require_own_process(self) -> None:
+    @property
+    def forked(self) -> bool:
+        """Whether this is a forked child's copy, which is void."""
+        return self._forked
+
+    def require_own_process(self) -> None:
+        """Raise :class:`tenure.NodeClosed` in a forked child."""
         if self._forked:
             raise NodeClosed(FORKED)
 
     def _require_open(self) -> asyncio.AbstractEventLoop:
-        self._require_own_process()
+        self.require_own_process()
         if self._closed or self._error is not None or self._loop is None:
             raise NodeClosed("the member is closed" if self._error is None else f"the node failed: {self._error}")
         return self._loop
 
     def _offer(self, term: int, credential: Credential) -> None:
         loop, span = asyncio.get_running_loop(), self._proved.span
-        leadership = HeldLeadership(
+        leadership = self._make_handle(
             term=term,
             credential=credential,
             span=span,
@@ -354,7 +362,7 @@ class Member(Administration, Forkable):
         self._offers.put_nowait(leadership)
         loop.call_later(self._config.lease.application_timeout_ms / 1000, self._give_up_idle, leadership)
 
-    def _give_up_idle(self, leadership: HeldLeadership) -> None:
+    def _give_up_idle(self, leadership: Scope) -> None:
         """R13: nobody has entered the scope for as long as the application may hang, so nobody works under it."""
         if not leadership.entered:
             self._lost(leadership.token, LossReason.APPLICATION_STALLED)
