@@ -335,13 +335,17 @@ class Schedule:
         return self._cut(*(pairs if self._chance.random() < 0.5 else [self._chance.choice(pairs)]))
 
     def _database_restart(self) -> bool:
-        self._simulation.database.restart()
+        self._simulation.database.restart(down_ns=self._down_ns())
         return True
 
     def _database_failover(self) -> bool:
         lost = self._chance.choice((0, 0, 1, 2))
-        self._simulation.database.fail_over(lose_raises=lost, lose_payments=self._chance.choice((0, lost)))
+        payments = self._chance.choice((0, lost))
+        self._simulation.database.fail_over(lose_raises=lost, lose_payments=payments, down_ns=self._down_ns())
         return True
+
+    def _down_ns(self) -> int:
+        return int(self._chance.choice((0.0, 0.1, 1.0)) * self._chance.random() * self._swarm.election_ns)
 
 
 def _both(pairs: object) -> list[tuple[int, int]]:

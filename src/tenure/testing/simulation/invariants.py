@@ -86,7 +86,8 @@ class Invariants:
         self.history: dict[int, ClusterState] = {}
         self._minted: dict[tuple[int, int, int], int] = {}
         self._raised: set[int] = set()
-        self._highest = 0
+        #: The highest token that the fence was ever raised to, whatever a failover has taken back.
+        self.highest_token = 0
 
     # -- a member was stepped -----------------------------------------------------------------------------------------
 
@@ -224,8 +225,12 @@ class Invariants:
 
     def raised(self, token: int, node: str) -> None:
         """G4: the fence was raised at this instant. A token that a failover took back counts."""
-        require(token > self._highest, TOKENS_RISE, f"{node} raised token {token}, {self._highest} was raised before")
-        self._highest = token
+        require(
+            token > self.highest_token,
+            TOKENS_RISE,
+            f"{node} raised token {token}, {self.highest_token} was raised before",
+        )
+        self.highest_token = token
         self._raised.add(token)
 
     # -- the end ------------------------------------------------------------------------------------------------------

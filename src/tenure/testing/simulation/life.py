@@ -320,7 +320,7 @@ class Life:
                 self.application.granted(effect)
             case Renewed():
                 self.node.invariants.renewed(self, effect)
-                self.application.renewed(effect.span)
+                self.application.renewed(effect)
                 if self.on_renewed is not None:
                     call, self.on_renewed = self.on_renewed, None
                     self.world.after(0, call)

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from tenure.core.effects import Grant
-from tenure.instants import LeaseSpan
+from tenure.core.effects import Grant, Renewed
+from tenure.testing.simulation.ledger import Answer, Payment
 from tenure.types import Credential, ElectorIdentity, LossReason
 
 #: Takes the one answer of a statement, at the database.
@@ -45,12 +45,16 @@ class Application(Protocol):
         """A leadership was won."""
         ...
 
-    def renewed(self, span: LeaseSpan) -> None:
+    def renewed(self, renewed: Renewed) -> None:
         """Its lease goes on."""
         ...
 
     def revoked(self, reason: LossReason) -> None:
         """It is over."""
+        ...
+
+    def pay(self, payment: Payment, answer: Answer) -> None:
+        """Somebody asks for a payment here."""
         ...
 
     def ended(self) -> None:

@@ -19,11 +19,12 @@ from tenure.core.commands import MemberRecord
 from tenure.core.fsm import ClusterRecord, Enrolment
 from tenure.core.holding import FENCE_RETRY_NS, WAIT_EPSILON_NS
 from tenure.instants import NS_PER_MS, NS_PER_SECOND, PPM, wait_out_ns
-from tenure.testing.simulation.client import Application
+from tenure.testing.simulation.client import Application, Payer
 from tenure.testing.simulation.clocks import Clocks
 from tenure.testing.simulation.faults import Schedule
 from tenure.testing.simulation.fence import Database
 from tenure.testing.simulation.invariants import CONVERGES, NO_PANIC, Broken, Invariants
+from tenure.testing.simulation.ledger import Ledger
 from tenure.testing.simulation.life import FENCE_TIMEOUT_NS, Life
 from tenure.testing.simulation.members import Members
 from tenure.testing.simulation.network import Frame, Network
@@ -34,6 +35,8 @@ from tenure.testing.simulation.world import World
 
 #: The share of a run in which faults happen; the rest is healed.
 SAFETY_SHARE = 0.8
+#: How long a payer waits for an answer before it asks again.
+PATIENCE_NS = 3 * NS_PER_SECOND
 #: Lines of the trace that a failure carries.
 TRACE_LINES = 400
 
@@ -80,10 +83,12 @@ class Simulation:
         self.world = World(seed, trace=self.trace)
         self.invariants = Invariants(leases_bounded=self.swarm.clocks_keep_the_bound)
         self.network = Network(self.world, self.swarm.weather, self._deliver)
-        self.database = Database(self.world, self.invariants.raised)
+        self.ledger = Ledger()
+        self.database = Database(self.world, self.invariants.raised, self.ledger)
         self.record = _record(self.swarm)
         self.nodes: dict[int, Node] = {}
         self.members = Members(self)
+        self.payers: list[Payer] = []
         self.schedule = Schedule(self)
         self._surroundings = Surroundings(
             world=self.world,
@@ -107,7 +112,7 @@ class Simulation:
         return node
 
     def _make_application(self, life: Life) -> Application:
-        return Application(life)
+        return Application(life, self.database)
 
     # -- a whole run --------------------------------------------------------------------------------------------------
 
@@ -119,12 +124,20 @@ class Simulation:
         """
         with self._judged():
             self.start()
+            self._begin_paying()
             self.schedule.begin()
             self.world.advance(int(self.seconds * SAFETY_SHARE * NS_PER_SECOND))
             self.heal()
             self.world.advance(max(0, int(self.seconds * NS_PER_SECOND) - self.world.elapsed_ns))
             self._require_service("at the end")
+            self.ledger.judge_end()
         return self.report()
+
+    def _begin_paying(self) -> None:
+        pause = self.swarm.settings.heartbeat_interval_ms * NS_PER_MS
+        payer = Payer(self.world, self.nodes, self.ledger, pause_ns=2 * pause, patience_ns=PATIENCE_NS)
+        self.payers.append(payer)
+        payer.begin()
 
     def start(self) -> None:
         """Start every member."""
@@ -144,8 +157,10 @@ class Simulation:
         """
         self.world.note("world", "is healed")
         self.schedule.heal()
-        bound = self.bound_seconds()
+        bound, paid = self.bound_seconds(), self.ledger.acknowledged
         self.world.advance(int(bound * NS_PER_SECOND))
+        if self.payers and self.ledger.acknowledged == paid:
+            raise Broken(CONVERGES, f"no payment was made {bound:.1f} s after all faults have ended")
         self._require_service(f"{bound:.1f} s after all faults have ended")
 
     def _require_service(self, when: str) -> None:
@@ -174,9 +189,9 @@ class Simulation:
             events=self.world.events,
             simulated_seconds=self.world.elapsed_seconds,
             leader_changes=self.invariants.leader_changes,
-            stale_writes_offered=0,
-            stale_writes_refused=0,
-            payments_acknowledged=0,
+            stale_writes_offered=self.ledger.stale_offered,
+            stale_writes_refused=self.ledger.stale_refused,
+            payments_acknowledged=self.ledger.acknowledged,
             faults=dict(sorted(self.schedule.counts.items())),
             wall_seconds=time.perf_counter() - self._began,
             cpu_seconds=time.process_time() - self._cpu_began,

@@ -92,7 +92,7 @@ class Swarm:
     def of(cls, seed: int) -> Swarm:
         """The parameters of ``seed``."""
         chance = random.Random(f"{seed}/swarm")  # noqa: S311 - replayable on purpose.
-        heartbeat = chance.choice((200, 500, 500, 1000, 1000, 2000, 2000))
+        heartbeat = chance.choice((200, 500, 500, 1000, 1000, 1000, 2000, 2000, 2000, 2000))
         lease = heartbeat * chance.choice((3, 4, 6, 10))
         bound = chance.choice((0, 10_000, 10_000, 100_000))
         beyond = chance.random() < 0.1
