@@ -48,6 +48,8 @@ class Schedule:
             node.disk.condition = Condition()
             node.power_up()
             node.resume()
+            if node.life is not None:
+                node.life.turn()
             if node.life is not None and node.life.core.holding.body_outstanding and not node.life.leads():
                 # Work that never returns keeps its member out of office for good: somebody has to end that process.
                 node.crash()
@@ -186,6 +188,14 @@ class Schedule:
 
     def _hypervisor_stop(self) -> bool:
         return self._power_down(Power.STOPPED)
+
+    def _application_hang(self) -> bool:
+        life = self._any().life
+        if life is None:
+            return False
+        life.hang()
+        self._for_a_while(life.turn)
+        return True
 
     def _power_down(self, power: Power) -> bool:
         node = self._any()

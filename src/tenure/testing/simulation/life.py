@@ -58,6 +58,7 @@ SNAPSHOT_SILENCE_NS = 3 * NS_PER_SECOND
 SUSPICION_NS = NS_PER_SECOND
 
 Event = Callable[[MemberCore, Reading], list[Effect]]
+Runner = Callable[[Callable[[], None]], None]
 
 
 class Life:
@@ -97,6 +98,7 @@ class Life:
             settings=settings,
             restored=restored_at(stored),
             snapshot_limits=node.swarm.snapshot_limits,
+            application_timeout_ns=node.swarm.application_timeout_ms * NS_PER_MS,
         )
         self.state_seen: ClusterState = self.core.state
         self.roster = Roster(node.enrolment)
@@ -112,6 +114,9 @@ class Life:
         self._snapshots_sent: dict[int, int] = {}
         #: What a step has decided and the process, paused since, has not done yet.
         self._held: list[Effect] = []
+        #: Since when the application's loop does not turn, and what waits for it.
+        self._hung_at: Reading | None = None
+        self._on_turn: list[Callable[[], None]] = []
 
     # -- what the application may ask (see client.py) -----------------------------------------------------------------
 
@@ -125,56 +130,20 @@ class Life:
         return self.node.stopped
 
     def when_awake(self, call: Callable[[], None]) -> None:
-        """Run ``call`` now, or as soon as the process runs again; never if it has ended."""
-        if not self.alive:
-            return
-        if self.node.stopped:
-            self.node.on_wake.append(lambda: self.when_awake(call))
-        else:
-            call()
+        """Run ``call`` on the application's loop now, or once the process runs and that loop turns; in this life."""
+        self._when_running(lambda: self._on_turn.append(call) if self._hung_at is not None else call())
 
     def after(self, own_ns: int, call: Callable[[], None]) -> Timer:
-        """Run ``call`` once ``own_ns`` have passed on this machine's clock, and the process runs."""
-        kept: Timer
+        """Run ``call`` on the application's loop once ``own_ns`` have passed on this machine's clock."""
+        return self._after(own_ns, call, self.when_awake)
 
-        def fire() -> None:
-            # A cancellation may come while it waits for the process to run again.
-            kept.call = call
-            self.when_awake(lambda: _fire(kept))
-
-        kept = self.world.after(self.node.clocks.true_ns(own_ns), fire)
-        return kept
-
-    def statement(
-        self,
-        work: Callable[[Reply], None],
-        answer: Callable[[object], None],
-        *,
-        timeout_ns: int,
-    ) -> None:
+    def statement(self, work: Callable[[Reply], None], answer: Reply, *, timeout_ns: int) -> None:
         """Send ``work`` to the database. It runs there at its arrival and may ``reply`` once, then or later.
 
         ``answer`` gets the reply, ``NOT_SENT`` if the server refuses the connection, or ``LOST`` once ``timeout_ns``
         have passed on the own clock: then the statement may have been carried out, or still be.
         """
-        asked: list[Timer] = []
-
-        def finish(reply: object) -> None:
-            if asked:
-                asked.pop().cancel()
-                answer(reply)
-
-        def arrived() -> None:
-            if self.node.database.is_up():
-                work(reply)
-            else:
-                reply(NOT_SENT)
-
-        def reply(text: object) -> None:
-            self.node.network.travel(DATABASE, self.raft_id, lambda: self.when_awake(lambda: finish(text)))
-
-        asked.append(self.after(timeout_ns, lambda: finish(LOST)))
-        self.node.network.travel(self.raft_id, DATABASE, arrived)
+        self._statement(work, answer, timeout_ns, self.when_awake)
 
     def body_returned(self) -> None:
         """The application's work for its last grant is over."""
@@ -193,6 +162,60 @@ class Life:
         """Whether this member shows itself as the leader now."""
         span = self.core.holding.span
         return self.core.holding.phase is Phase.LEADING and span is not None and span.remaining_ns(self.now()) > 0
+
+    def hang(self) -> None:
+        """The application's loop does not turn any more: a call that never yields, or one that holds the GIL."""
+        if self._hung_at is None:
+            self._note("its application hangs")
+            self._hung_at = self.now()
+
+    def turn(self) -> None:
+        """It turns again, and takes what has waited."""
+        waiting, self._on_turn, self._hung_at = self._on_turn, [], None
+        for call in waiting:
+            self.when_awake(call)
+
+    # -- what it does itself ------------------------------------------------------------------------------------------
+
+    def _when_running(self, call: Callable[[], None]) -> None:
+        """Run ``call`` now, or as soon as the process runs again; never if it has ended."""
+        if not self.alive:
+            return
+        if self.node.stopped:
+            self.node.on_wake.append(lambda: self._when_running(call))
+        else:
+            call()
+
+    def _after(self, own_ns: int, call: Callable[[], None], run: Runner) -> Timer:
+        kept: Timer
+
+        def fire() -> None:
+            # A cancellation may come while it waits for its turn.
+            kept.call = call
+            run(lambda: _fire(kept))
+
+        kept = self.world.after(self.node.clocks.true_ns(own_ns), fire)
+        return kept
+
+    def _statement(self, work: Callable[[Reply], None], answer: Reply, timeout_ns: int, run: Runner) -> None:
+        asked: list[Timer] = []
+
+        def finish(reply: object) -> None:
+            if asked:
+                asked.pop().cancel()
+                answer(reply)
+
+        def arrived() -> None:
+            if self.node.database.is_up():
+                work(reply)
+            else:
+                reply(NOT_SENT)
+
+        def reply(said: object) -> None:
+            self.node.network.travel(DATABASE, self.raft_id, lambda: run(lambda: finish(said)))
+
+        asked.append(self._after(timeout_ns, lambda: finish(LOST), run))
+        self.node.network.travel(self.raft_id, DATABASE, arrived)
 
     # -- events -------------------------------------------------------------------------------------------------------
 
@@ -215,7 +238,7 @@ class Life:
         """Frames have arrived together."""
         for frame in frames:
             if envelopes.is_envelope(frame.payload):
-                self.when_awake(lambda payload=frame.payload: self.node.members.hear(self, payload))  # type: ignore[misc]
+                self._when_running(lambda payload=frame.payload: self.node.members.hear(self, payload))  # type: ignore[misc]
             else:
                 self.frames.append((frame.sender, frame.payload))
         if self.frames and not self.saving and not self.node.stopped:
@@ -307,7 +330,7 @@ class Life:
             if self._snapshots_sent.get(peer) == sent:
                 self.feed(lambda core, now: core.snapshot_lost(peer, now))
 
-        self.after(SNAPSHOT_SILENCE_NS, lost)
+        self._after(SNAPSHOT_SILENCE_NS, lost, self._when_running)
 
     def _tell(self, effect: Effect) -> None:
         match effect:
@@ -346,7 +369,7 @@ class Life:
         needed = self.node.disk.begin(effect)
         if needed > DISK_STALL_NS:
             self.world.after(DISK_STALL_NS, lambda: self._fail_if_saving("its disk hangs"))
-        self.world.after(needed, lambda: self.when_awake(self._end_save))
+        self.world.after(needed, lambda: self._when_running(self._end_save))
 
     def _fail_if_saving(self, why: str) -> None:
         if self.alive and self.saving:
@@ -379,14 +402,15 @@ class Life:
         database = self.node.database
         identity = ElectorIdentity(self.node.elector_id, state.generation, state.lineage)
         if isinstance(effect, ReadFence):
-            self.statement(
+            self._statement(
                 lambda reply: database.read(identity, state.last_count, reply),
                 lambda answer: self._fence_answered(effect, answer),
-                timeout_ns=FENCE_TIMEOUT_NS,
+                FENCE_TIMEOUT_NS,
+                self._when_running,
             )
             return
         self.node.invariants.asked_to_raise(self, effect)
-        self.statement(
+        self._statement(
             lambda reply: database.raise_token(
                 effect.credential,
                 effect.expected,
@@ -397,7 +421,8 @@ class Life:
                 reply=reply,
             ),
             lambda answer: self._fence_answered(effect, answer),
-            timeout_ns=FENCE_TIMEOUT_NS,
+            FENCE_TIMEOUT_NS,
+            self._when_running,
         )
 
     def _fence_answered(self, effect: ReadFence | RaiseFence, answer: object) -> None:
@@ -440,6 +465,8 @@ class Life:
 
     def _ticked(self, core: MemberCore, now: Reading) -> list[Effect]:
         self._last_tick = self.world.now
+        # As the driver: the application's loop says that it turns, and the core hears it with each tick.
+        core.holding.application_at = now if self._hung_at is None else self._hung_at
         effects = core.tick(now)
         self.node.invariants.ticked(self)
         return effects

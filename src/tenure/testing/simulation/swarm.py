@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 
-from tenure.core.commands import Settings
+from tenure.core.commands import ALWAYS, FENCED_ONLY, Settings
 from tenure.core.snapshots import SnapshotLimits
 from tenure.instants import NS_PER_MS
 from tenure.testing.simulation.network import CALM, Weather
@@ -26,6 +26,7 @@ KINDS = (
     "bad_weather",
     "pause",
     "suspend",
+    "application_hang",
     "kill",
     "power_loss",
     "slow_disk",
@@ -69,6 +70,8 @@ class Swarm:
     #: Whether members come and go. The rosters of all others are fixed, and cost nothing.
     members_change: bool = False
     margin_ms: int = 50
+    #: A member whose application has hung for so long gives its leadership up (R13).
+    application_timeout_ms: int = 15_000
     rates_ppm: tuple[int, ...] = (0, 0, 0)
     #: Whether the clocks keep the bound of the settings; if not, G2 is not promised.
     clocks_keep_the_bound: bool = True
@@ -107,9 +110,11 @@ class Swarm:
                 election_timeout_ms=heartbeat * chance.choice((5, 6, 8, 10)),
                 lease_duration_ms=lease,
                 clock_rate_error_ppm=bound,
+                wait_out=chance.choice((ALWAYS, ALWAYS, FENCED_ONLY)),
             ),
             other_leases_ms=tuple(heartbeat * times for times in (3, 6, 12, 20)),
             members_change=members_change,
+            application_timeout_ms=lease * chance.choice((1, 5)),
             margin_ms=chance.choice((20, 50, heartbeat // 4)),
             rates_ppm=tuple(clock_rate(chance, drift) for _ in range(members)),
             clocks_keep_the_bound=not beyond,
