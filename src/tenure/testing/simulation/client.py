@@ -8,6 +8,7 @@ over offers the database stale writes; that none is taken is what the fence is f
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from tenure.core.effects import Grant, Renewed
@@ -28,6 +29,8 @@ PAID, NOT_PAID, UNKNOWN = "paid", "not paid", "unknown"
 OUTSIDE = -1
 #: The application's own work between the check and the statement.
 WORK_NS = 4 * NS_PER_MS
+#: How often it takes as long as an election.
+HANGS = 0.01
 
 
 class Payments(Protocol):
@@ -52,6 +55,8 @@ class Application:
         self._span: LeaseSpan | None = None
         self._credential: Credential | None = None
         self._over = True
+        #: Counts the bodies: one that has returned does nothing any more.
+        self._works = 0
         self.running: int | None = None
 
     # -- the scope ----------------------------------------------------------------------------------------------------
@@ -60,7 +65,9 @@ class Application:
         """A leadership was won."""
         self.running, self._span, self._over = grant.credential.token, grant.span, False
         self._credential = grant.credential
+        self._works += 1
         self._watch(grant.credential.token)
+        self._work(self._works)
 
     def renewed(self, renewed: Renewed) -> None:
         """Its lease goes on."""
@@ -73,6 +80,7 @@ class Application:
     def ended(self) -> None:
         """The process has ended."""
         self.running, self._over = None, True
+        self._works += 1
 
     def _remaining_ns(self) -> int:
         """As ``Scope.remaining``: 0 once it is over."""
@@ -97,27 +105,28 @@ class Application:
             return
         self._over = True
         chance, election = self._chance, self._swarm.election_ns
-        hung = chance.random() < self._swarm.hung_bodies
-        late = hung or chance.random() < self._swarm.late_bodies
-        if late and self._credential is not None:
-            self._go_on_writing(self._credential, chance.randrange(1, 4))
-        if not hung:
-            self._life.after(int(chance.random() * (3 * election if late else 50 * NS_PER_MS)), self._return)
+        work = self._works
+        if chance.random() < self._swarm.hung_bodies:
+            return
+        late = chance.random() < self._swarm.late_bodies
+        self._life.after(int(chance.random() * (3 * election if late else 50 * NS_PER_MS)), lambda: self._return(work))
 
-    def _return(self) -> None:
-        self.running = None
-        self._life.body_returned()
+    def _return(self, work: int) -> None:
+        if work == self._works:
+            self._works += 1
+            self.running = None
+            self._life.body_returned()
 
-    def _go_on_writing(self, credential: Credential, left: int) -> None:
-        """Work that ignores its cancellation writes on, and nobody outside waits for it."""
-
-        def write() -> None:
-            payment = Payment(-self._chance.getrandbits(62) - 1, f"late-{self._chance.getrandbits(62):x}")
-            self._send(credential, self._ledger.attempt(payment, credential.token, self._life.name), _ignore)
-            if left > 1:
-                self._go_on_writing(credential, left - 1)
-
-        self._life.after(int(self._chance.random() * self._swarm.election_ns), write)
+    def _work(self, work: int) -> None:
+        """What the body does until it returns: a write now and then. Work that ignores its end goes on with it."""
+        credential = self._credential
+        if work != self._works or credential is None:
+            return
+        number = -self._chance.getrandbits(62) - 1
+        write = self._ledger.attempt(Payment(number, f"own-{-number:x}"), credential.token, self._life.name)
+        self._prepare(credential, write, _ignore)
+        pause = self._swarm.settings.heartbeat_interval_ms * NS_PER_MS * 8
+        self._life.after(int((0.5 + self._chance.random()) * pause), lambda: self._work(work))
 
     # -- the writer of payments ---------------------------------------------------------------------------------------
 
@@ -128,9 +137,13 @@ class Application:
             answer(NOT_PAID)
             return
         write = self._ledger.attempt(payment, credential.token, self._life.name)
-        # The check is advice (R14): the process may be stopped right here, and wake long after.
-        work = int(self._chance.random() * WORK_NS)
-        self._life.after(work, lambda: self._send(credential, write, answer))
+        self._prepare(credential, write, answer)
+
+    def _prepare(self, credential: Credential, write: Write, answer: Answer) -> None:
+        """The check is advice (R14): the process may stand still right here, and go on long after."""
+        hangs = self._chance.random() < HANGS
+        takes = int(self._chance.random() * (self._swarm.election_ns if hangs else WORK_NS))
+        self._life.after(takes, lambda: self._send(credential, write, answer))
 
     def _send(self, credential: Credential, write: Write, answer: Answer) -> None:
         lasts = int(self._chance.random() * 2 * self._swarm.election_ns) if self._chance.random() < 0.05 else 0
@@ -164,29 +177,36 @@ class Payer:
     """One client outside: one payment after another, each with one key until it is known to be made."""
 
     def __init__(
-        self, world: World, nodes: dict[int, Node], ledger: Ledger, *, pause_ns: int, patience_ns: int
+        self,
+        world: World,
+        nodes: dict[int, Node],
+        ledger: Ledger,
+        *,
+        number: int,
+        pause_ns: int,
+        patience_ns: int,
     ) -> None:
-        """``pause_ns`` between two payments in the mean; an answer is awaited for ``patience_ns``."""
+        """The payer of that number; ``pause_ns`` between two payments in the mean, ``patience_ns`` for an answer."""
         self._world = world
         self._nodes = nodes
         self._ledger = ledger
         self._pause_ns, self._patience_ns = pause_ns, patience_ns
-        self._chance = world.random("payers")
-        self._number = self._tries = 0
+        self._chance = world.random(f"payer {number}")
+        self._payer, self._number, self._tries = number, 0, 0
 
     def begin(self) -> None:
         """Pay from now on."""
         self._after_a_pause(self._pay_next)
 
-    def _after_a_pause(self, call: object) -> None:
-        self._world.after(int(self._chance.expovariate(1.0) * self._pause_ns), call)  # type: ignore[arg-type]
+    def _after_a_pause(self, call: Callable[[], None]) -> None:
+        self._world.after(int(self._chance.expovariate(1.0) * self._pause_ns), call)
 
     def _pay_next(self) -> None:
         self._number += 1
         self._ask(self._payment(self._number))
 
     def _payment(self, number: int) -> Payment:
-        return Payment(number, f"key-{number}")
+        return Payment(self._payer << 32 | number, f"key-{self._payer}-{number}")
 
     def _ask(self, payment: Payment) -> None:
         self._tries += 1

@@ -349,9 +349,15 @@ class Schedule:
         return True
 
     def _database_failover(self) -> bool:
-        lost = self._chance.choice((0, 0, 1, 2))
-        payments = self._chance.choice((0, lost))
-        self._simulation.database.fail_over(lose_raises=lost, lose_payments=payments, down_ns=self._down_ns())
+        self._simulation.database.fail_over(lose=self._chance.choice((0, 0, 1, 3)), down_ns=self._down_ns())
+        return True
+
+    def _database_restore(self) -> bool:
+        self._simulation.database.restore(lose=self._chance.choice((1, 2, 5)), down_ns=self._down_ns())
+        return True
+
+    def _fence_rebase(self) -> bool:
+        self._simulation.database.rebase()
         return True
 
     def _down_ns(self) -> int:

@@ -12,6 +12,8 @@ import enum
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import msgspec
+
 from tenure.core.fsm import COUNT_MASK
 from tenure.core.holding import FenceRefused, FenceUnavailable, FloorRead, Raised, RaiseMoved
 from tenure.fence.judge import Expected, FenceRow, LiveServer, RaiseRequest, Refusal, judge_floor, judge_raise
@@ -59,7 +61,7 @@ class Database:
         self._starts = 1
         self._live = LiveServer("00000001", "start 1")
         self.row = FenceRow("payments", None, 0, None, 0, "", 1, "00000001", "start 1", None)
-        #: What was committed, in order: the fence as it was before a raise, or a write.
+        #: What was committed, in order: the fence as it was before a change of it, or a write.
         self._log: list[FenceRow | Write] = []
         self._seen = {(0, "")}
         self.highest_raised = 0
@@ -194,32 +196,48 @@ class Database:
 
     def restart(self, *, down_ns: int = 0) -> None:
         """The server starts again; every session is gone."""
-        self._drop_sessions()
-        self._starts += 1
-        self._live = LiveServer(self._live.timeline, f"start {self._starts}")
-        self._stay_down(down_ns)
         self._world.note("database", "restarts")
+        self._replace(0, self._live.timeline, down_ns)
 
-    def fail_over(self, *, lose_raises: int, lose_payments: int, down_ns: int = 0) -> None:
-        """A standby takes its place that lacks the end of the log: so many raises or payments, whichever is more."""
-        self._drop_sessions()
-        raises = payments = 0
-        while self._log and (raises < lose_raises or payments < lose_payments):
-            undone = self._log.pop()
-            if isinstance(undone, Write):
-                payments += 1
-                self.ledger.lost(undone)
-            else:
-                raises += 1
-                self.row = undone
-        self._starts += 1
-        self._live = LiveServer(f"{self._starts:08X}", f"start {self._starts}")
-        self._stay_down(down_ns)
-        self._world.note("database", f"fails over and loses {raises} raises and {payments} payments")
+    def fail_over(self, *, lose: int, down_ns: int = 0) -> None:
+        """A standby takes its place that lacks the last ``lose`` commits; it begins a timeline of its own."""
+        self._world.note("database", f"fails over and loses {lose} commits")
+        self._replace(lose, f"{self._starts + 1:08X}", down_ns)
+
+    def restore(self, *, lose: int, down_ns: int = 0) -> None:
+        """An older copy of its files is started in its place, which lacks ``lose`` commits; no timeline shows it."""
+        self._world.note("database", f"is restored and loses {lose} commits")
+        self._replace(lose, self._live.timeline, down_ns)
+
+    def rebase(self) -> None:
+        """``tenure fence rebase``: the same token under another nonce and version, for whichever elector comes."""
+        self._world.note("database", "the fence is rebased")
+        self._log.append(self.row)
+        self.row = msgspec.structs.replace(
+            self.row,
+            elector_id=None,
+            lineage=None,
+            nonce=f"rebase {self.row.version}",
+            version=self.row.version + 1,
+            holder=None,
+            timeline=self._live.timeline,
+            server_start=self._live.server_start,
+        )
 
     def recover(self) -> None:
         """It runs as it should."""
         self._up = True
+
+    def _replace(self, lose: int, timeline: str, down_ns: int) -> None:
+        self._drop_sessions()
+        for undone in [self._log.pop() for _ in range(min(lose, len(self._log)))]:
+            if isinstance(undone, Write):
+                self.ledger.lost(undone)
+            else:
+                self.row = undone
+        self._starts += 1
+        self._live = LiveServer(timeline, f"start {self._starts}")
+        self._stay_down(down_ns)
 
     def _drop_sessions(self) -> None:
         # Who waits for an answer hears that the session is gone, or nothing: its outcome is unknown to it.

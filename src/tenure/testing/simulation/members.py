@@ -159,8 +159,7 @@ class Members:
 
     def wipe(self, node: Node) -> bool:
         """The disk of ``node`` is lost with all that it held; only where the others still have all of it."""
-        voters = [member for member in self._simulation.nodes.values() if member.life is not None]
-        if self._to_replace or self._applicants or len(voters) < 3 or not self._is_steady():
+        if self._to_replace or self._applicants or not self._is_steady():
             return False
         self._world.note(node.name, "its disk is wiped")
         self._retire(node)
@@ -226,9 +225,13 @@ class Members:
         return next((life for life in lives if life is not None and life.engine.role == "leader"), None)
 
     def _is_steady(self) -> bool:
-        """Whether every member votes and has acknowledged what is committed, so that none of them is the only one."""
+        """Whether three members or more vote, and each has acknowledged the whole log: none alone has anything.
+
+        A change of the members that is only proposed would count as well: the quorum after it may be another one.
+        """
         leader = self._leader()
-        if leader is None or leader.engine.joint or leader.engine.learners:
+        if leader is None or leader.engine.joint or leader.engine.learners or len(leader.engine.voters) < 3:
             return False
-        commit = leader.engine.commit
-        return all(entry[1] >= commit for entry in leader.engine.progress() if entry[0] != leader.raft_id)
+        last = leader.engine.last_index
+        acknowledged = (entry[1] for entry in leader.engine.progress() if entry[0] != leader.raft_id)
+        return leader.core.applied_index == last and all(index >= last for index in acknowledged)

@@ -35,7 +35,8 @@ from tenure.testing.simulation.world import World
 
 #: The share of a run in which faults happen; the rest is healed.
 SAFETY_SHARE = 0.8
-#: How long a payer waits for an answer before it asks again.
+#: Who asks for payments from outside, and how long each waits for an answer before it asks again.
+PAYERS = 2
 PATIENCE_NS = 3 * NS_PER_SECOND
 #: Lines of the trace that a failure carries.
 TRACE_LINES = 400
@@ -134,10 +135,13 @@ class Simulation:
         return self.report()
 
     def _begin_paying(self) -> None:
-        pause = self.swarm.settings.heartbeat_interval_ms * NS_PER_MS
-        payer = Payer(self.world, self.nodes, self.ledger, pause_ns=2 * pause, patience_ns=PATIENCE_NS)
-        self.payers.append(payer)
-        payer.begin()
+        pause = 2 * self.swarm.settings.heartbeat_interval_ms * NS_PER_MS
+        for number in range(1, PAYERS + 1):
+            payer = Payer(
+                self.world, self.nodes, self.ledger, number=number, pause_ns=PAYERS * pause, patience_ns=PATIENCE_NS
+            )
+            self.payers.append(payer)
+            payer.begin()
 
     def start(self) -> None:
         """Start every member."""

@@ -44,6 +44,8 @@ KINDS = (
     "database_cut",
     "database_restart",
     "database_failover",
+    "database_restore",
+    "fence_rebase",
     "hypervisor_stop",
 )
 #: Only where members may change.
