@@ -23,7 +23,7 @@ from mutants.mechanism import ROOT, Mutant, MutantError
 from mutants.table import MUTANTS
 
 SEEDS = 200
-SIMULATED_SECONDS = 120
+SIMULATED_SECONDS = 300
 LIMIT_SECONDS = 300
 _PYTEST = ("-q", "-x", "-p", "no:cacheprovider", "-p", "no:randomly", "--no-header", "--tb=short", "-W", "error")
 

@@ -5,7 +5,6 @@ It is a process of its own for each mutant. ``control`` is the name of no mutant
 
 from __future__ import annotations
 
-import runpy
 import sys
 
 from mutants.mechanism import install
@@ -21,9 +20,12 @@ def main() -> int:
         import pytest
 
         return int(pytest.main(arguments))
+    # Imported, not run as a program: its own processes find what they have to run by the name of its module, and they
+    # are forked from this one, so that the mutant is on in them as well.
+    from tenure.testing.simulation import __main__ as simulation
+
     sys.argv = ["tenure.testing.simulation", *arguments]
-    runpy.run_module("tenure.testing.simulation", run_name="__main__")
-    return 0
+    return simulation.main()
 
 
 if __name__ == "__main__":

@@ -64,15 +64,6 @@ def _of_the_engine() -> list[Mutant]:
             (_RAFT + "R5_owed_ticks_run_before_queued_messages",),
         ),
         Mutant(
-            "removed_leader_stays",
-            "R12",
-            "a leader that applies its own removal goes on leading",
-            _CONSENSUS,
-            '        if self._raft_id not in voters and self.engine.role == "leader":',
-            "        if False:",
-            (_RAFT + "R12_removed_leader_loses_its_lease_within_one_ready",),
-        ),
-        Mutant(
             "members_change_after_it_is_applied",
             "R12",
             "the engine is told that a change of the members is applied before it is",
@@ -118,6 +109,7 @@ def _of_the_lease() -> list[Mutant]:
             "src/tenure/node/clocks.py",
             "time.CLOCK_BOOTTIME",
             "time.CLOCK_REALTIME",
+            (_LEASE + "R11_clocks_are_those_that_nobody_sets",),
         ),
         Mutant(
             "one_clock_for_holders",

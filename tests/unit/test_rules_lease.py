@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import msgspec
 import pytest
 import tenure_raft
@@ -14,6 +16,7 @@ from tenure.core.fsm import ClusterRecord, ClusterState, apply_entry, initial_st
 from tenure.core.holding import FenceRefused, RaiseMoved
 from tenure.core.roles import Phase
 from tenure.instants import LeaseSpan, Reading, elapsed_for_holder, elapsed_for_waiter, wait_out_ns
+from tenure.node.clocks import read_clocks
 from tenure.types import LossReason, State
 
 MS = 1_000_000
@@ -274,6 +277,15 @@ def test_R10_ended_holding_is_over_for_its_term():
 
 
 # -- R11 ----------------------------------------------------------------------------------------------------------
+
+
+def test_R11_clocks_are_those_that_nobody_sets():
+    """The wall clock is set by people and daemons, and the monotonic one is slewed: neither is ever read."""
+    before = time.clock_gettime_ns(time.CLOCK_MONOTONIC_RAW), time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    reading = read_clocks()
+    after = time.clock_gettime_ns(time.CLOCK_MONOTONIC_RAW), time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    assert before[0] <= reading.raw_ns <= after[0]
+    assert before[1] <= reading.boottime_ns <= after[1]
 
 
 def test_R11_holder_counts_the_larger_and_waiter_the_smaller_elapsed_time():
