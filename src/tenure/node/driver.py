@@ -59,6 +59,7 @@ from tenure.errors import InvariantViolated, NodeClosed, StorageError
 from tenure.fence import FenceStore
 from tenure.instants import NS_PER_SECOND
 from tenure.node.clocks import read_clocks
+from tenure.node.database import watch_database
 from tenure.node.disk import DISK_STALL_SECONDS, Disk
 from tenure.node.exchange import SnapshotExchange
 from tenure.node.fencing import FenceAdapter
@@ -144,7 +145,8 @@ class Driver(NodeThread):
 
     def note_refused(self, token: int, why: str) -> None:
         """Write a refusal into the fence's ledger, as well as it goes. Any thread."""
-        self.call(lambda: self._begin_note(token, why))
+        if (fence := self._fence) is not None:
+            self.call(lambda: self._spawn(fence.note_refused(sent=token, why=why)))
 
     def reload_certificates(self) -> None:
         """Have the transport look at the files of ``raft.tls`` now. Any thread."""
@@ -246,6 +248,8 @@ class Driver(NodeThread):
                 self.roster.enrol(enrolment)
                 logger.info("this node belongs to cluster %s now", enrolment.record.cluster_id)
             _required(self._links).members_changed()
+            if self._fence is not None:
+                self._spawn(watch_database(self._fence, _required(self._links), self._feed, self._config))
             self._tick()
             await stopped
         finally:
@@ -412,10 +416,6 @@ class Driver(NodeThread):
             effect.credential, effect.expected, generation=effect.generation, lineage=core.state.lineage
         )
         self._feed(lambda running: running.fence_raised(effect.request, raised, read_clocks()))
-
-    def _begin_note(self, token: int, why: str) -> None:
-        if self._fence is not None:
-            self._spawn(self._fence.note_refused(sent=token, why=why))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -13,6 +13,7 @@ FIRST = 0xF0
 _MEMBERSHIP = 0xF0
 _CHUNK_REQUEST = 0xF1
 _CHUNK = 0xF2
+_DATABASE_SEEN = 0xF3
 
 
 class ChunkRequest(msgspec.Struct, frozen=True, array_like=True):
@@ -33,12 +34,19 @@ class Chunk(msgspec.Struct, frozen=True, array_like=True):
     last: bool
 
 
-Envelope = Membership | ChunkRequest | Chunk
+class DatabaseSeen(msgspec.Struct, frozen=True, array_like=True):
+    """For how long the database has not answered the sender, told to its leader."""
 
-_KINDS: dict[int, type[Membership] | type[ChunkRequest] | type[Chunk]] = {
+    silent_ns: int
+
+
+Envelope = Membership | ChunkRequest | Chunk | DatabaseSeen
+
+_KINDS: dict[int, type[Membership] | type[ChunkRequest] | type[Chunk] | type[DatabaseSeen]] = {
     _MEMBERSHIP: Membership,
     _CHUNK_REQUEST: ChunkRequest,
     _CHUNK: Chunk,
+    _DATABASE_SEEN: DatabaseSeen,
 }
 _CODES = {kind: code for code, kind in _KINDS.items()}
 _encoder = msgspec.msgpack.Encoder()

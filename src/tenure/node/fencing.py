@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Awaitable
+
 from tenure.core.fsm import COUNT_MASK, ClusterState
 from tenure.core.holding import FenceRefused, FenceUnavailable, FloorRead, Raised, RaiseMoved
-from tenure.errors import DatabaseUnavailable, FenceMissing, OutcomeUnknown, RaiseRefused
-from tenure.fence import Expected, FenceStore, RaiseRequest, Refusal, judge_floor
+from tenure.errors import DatabaseUnavailable, FenceError, FenceMissing, OutcomeUnknown, RaiseRefused, TenureError
+from tenure.fence import Expected, FenceStore, FenceView, RaiseRequest, Refusal, judge_floor
+from tenure.instants import Reading
+from tenure.node.clocks import read_clocks
 from tenure.types import Credential, ElectorIdentity
 
 
@@ -17,6 +22,8 @@ class FenceAdapter:
         self._elector_id = f"raft:{cluster_id}"
         self._resource = resource
         self._holder = holder
+        #: When the database was asked last that has answered since, whatever it said.
+        self.answered_at: Reading | None = None
 
     def _identity(self, *, generation: int, lineage: str) -> ElectorIdentity:
         return ElectorIdentity(elector_id=self._elector_id, generation=generation, lineage=lineage)
@@ -25,7 +32,7 @@ class FenceAdapter:
         """The floor, or why this member may not lead on it."""
         identity = self._identity(generation=state.generation, lineage=state.lineage)
         try:
-            view = await self._store.read()
+            view = await self._answer(self._store.read())
         except FenceMissing as error:
             return FenceRefused(reason=Refusal.MISSING, message=str(error))
         except DatabaseUnavailable as error:
@@ -52,7 +59,7 @@ class FenceAdapter:
             expected=expected,
         )
         try:
-            await self._store.raise_token(request)
+            await self._answer(self._store.raise_token(request))
         except RaiseRefused as error:
             if error.reason == Refusal.MOVED:
                 return RaiseMoved(str(error))
@@ -66,6 +73,22 @@ class FenceAdapter:
         except (DatabaseUnavailable, OutcomeUnknown) as error:
             return FenceUnavailable(f"the raise of the fence of {self._resource} is not confirmed: {error}")
         return Raised()
+
+    async def look(self) -> None:
+        """Read the fence to see whether the database answers; ``answered_at`` tells."""
+        with contextlib.suppress(TenureError):
+            await self._answer(self._store.read())
+
+    async def _answer(self, call: Awaitable[FenceView]) -> FenceView:
+        """Await one call of the store. What it refuses is an answer, too."""
+        asked_at = read_clocks()
+        try:
+            view = await call
+        except FenceError:
+            self.answered_at = asked_at
+            raise
+        self.answered_at = asked_at
+        return view
 
     async def note_refused(self, *, sent: int, why: str) -> None:
         """Put a refusal into the ledger, as well as it goes."""

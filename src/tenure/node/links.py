@@ -23,7 +23,7 @@ from tenure.core.roster import Roster
 from tenure.errors import LogCorrupt, StorageError
 from tenure.node import envelopes
 from tenure.node.engine import snapshot_in
-from tenure.node.envelopes import Chunk, ChunkRequest
+from tenure.node.envelopes import Chunk, ChunkRequest, DatabaseSeen, Envelope
 from tenure.node.exchange import SnapshotExchange
 from tenure.node.founding import Founding
 from tenure.transport import Certificates, TcpTransport, Transport, TransportFactory, TransportHooks
@@ -66,6 +66,8 @@ class Links:
         self._next_turn = 0.0
         self.transport: Transport | None = None
         self.exchange: SnapshotExchange | None = None
+        #: What a member says of the database: its raft id, and for how many nanoseconds that has not answered it.
+        self.on_database: Callable[[int, int], None] = lambda _, __: None
 
     async def open(self, factory: TransportFactory | None, certificates: Certificates | None) -> None:
         """Begin to listen and to dial; :class:`tenure.StorageError` if the address cannot be had."""
@@ -131,6 +133,11 @@ class Links:
         self.transport.send(peer, payload)
         if self.exchange is not None and snapshot_in(payload) is not None:
             self.exchange.note_sent(peer)
+
+    def tell(self, peer: int, envelope: Envelope) -> None:
+        """Send what is none of the engine's messages, or drop it."""
+        if self.transport is not None:
+            self.transport.send(peer, envelopes.encode(envelope))
 
     def route(self, sender: int, payload: bytes) -> None:
         """A payload of the member ``sender`` came; its bytes are not trusted."""
@@ -237,6 +244,8 @@ class Links:
             self.exchange.on_request(sender, envelope)
         elif self.exchange is not None and isinstance(envelope, Chunk):
             self.exchange.on_chunk(sender, envelope)
+        elif isinstance(envelope, DatabaseSeen):
+            self.on_database(sender, envelope.silent_ns)
 
     def _admit(self, hello: Hello, expected_name: str | None) -> str | None:
         problem = self._roster.admit(self._founding.identity().hello, hello, expected_name=expected_name)
