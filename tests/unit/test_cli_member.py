@@ -357,7 +357,9 @@ def test_settings_are_changed_on_the_leader_and_what_that_means_is_said(operator
     assert operator.run("settings", "change", "--lease-duration-ms", "2000") == ExitCode.OK
     assert "lease_duration_ms\t2000" in operator.out
     assert "from the next leadership on" in operator.err
-    assert operator.changes() == [("PATCH", "/v1/settings")]
+    assert operator.run("settings", "change", "--wait-out", "fenced-only") == ExitCode.OK
+    assert operator.changes() == [("PATCH", "/v1/settings")] * 2
+    assert operator.run("settings", "change", "--wait-out", "never") == ExitCode.USAGE
     assert operator.run("settings", "change") == ExitCode.USAGE
     operator.played.leader = "payment-1b"
     assert operator.json("settings", "show")["lease_duration_ms"] == 2000

@@ -365,6 +365,8 @@ async def test_settings_are_told_and_changed_when_the_operator_asks():
         assert (await rig.ask("GET", "/v1/settings")).json()["lease_duration_ms"] == 1000
         await rig.ask("PATCH", "/v1/settings", {"lease_duration_ms": 2000, "heartbeat_interval_ms": None})
         assert rig.member.calls[-1] == ("change_settings", {"lease_duration_ms": 2000})
+        await rig.ask("PATCH", "/v1/settings", {"wait_out": "fenced-only"})
+        assert rig.member.calls[-1] == ("change_settings", {"wait_out": "fenced-only"})
 
 
 async def test_node_that_belongs_to_no_cluster_says_so_when_its_log_is_asked_for():

@@ -67,6 +67,7 @@ class ChangedSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, o
     election_timeout_ms: int | None = None
     lease_duration_ms: int | None = None
     clock_rate_error_ppm: int | None = None
+    wait_out: str | None = None
 
 
 class Administration:

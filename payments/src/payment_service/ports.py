@@ -114,6 +114,7 @@ class Member(Protocol):
         election_timeout_ms: int | None = None,
         lease_duration_ms: int | None = None,
         clock_rate_error_ppm: int | None = None,
+        wait_out: str | None = None,
     ) -> Settings:
         """Change times of the cluster through its log."""
         ...
