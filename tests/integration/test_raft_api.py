@@ -16,7 +16,7 @@ from support.replicas import BOUND_SECONDS, Replicas, running
 from support.services import free_ports
 from tenure.config import Config, PeerEntry, from_mapping
 from tenure.core.commands import Settings
-from tenure.core.member import View
+from tenure.core.view import View
 from tenure.node.founding import settings_of
 from tenure.node.observing import Observers
 from tenure.node.reloading import changes

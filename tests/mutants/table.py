@@ -59,8 +59,12 @@ def _of_the_engine() -> list[Mutant]:
             "R5",
             "after a pause the messages that wait are taken before the ticks that are owed",
             _CONSENSUS,
-            "        self._run_owed_ticks(now)\n        for errand in self._errands:",
-            "        for errand in self._errands:",
+            "        if now.raw_ns >= self._tick_due_raw_ns:\n"
+            "            self._run_owed_ticks(now)\n"
+            "        effects = self._feed_engine(now, stands=stands) if self._waiting else []\n",
+            "        effects = self._feed_engine(now, stands=stands) if self._waiting else []\n"
+            "        if now.raw_ns >= self._tick_due_raw_ns:\n"
+            "            self._run_owed_ticks(now)\n",
             (_RAFT + "R5_owed_ticks_run_before_queued_messages",),
         ),
         Mutant(

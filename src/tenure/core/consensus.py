@@ -20,13 +20,14 @@ import contextlib
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+
+import msgspec
 
 from tenure.core.effects import Declined, Effect, Persist, Proposed, Rejected, Send
 from tenure.core.engine import Binding, Engine, Ready
-from tenure.errors import MembershipRefused, ProposalDropped
+from tenure.errors import InvariantViolated, MembershipRefused, ProposalDropped
 from tenure.instants import NS_PER_MS, Reading, elapsed_for_waiter
-from tenure.invariants import invariant
 
 #: Received payloads that may wait while a Ready is being made durable. More are dropped: Raft repeats them.
 INBOX_LIMIT = 4096
@@ -59,16 +60,15 @@ class Cadence:
         )
 
 
-@dataclass(slots=True)
-class Progress:
+class Progress(msgspec.Struct, frozen=True):
     """What one ``persisted`` brought: effects, a snapshot, the entries after it, answered read_index contexts."""
 
-    effects: list[Effect] = field(default_factory=list)
-    snapshot: tuple[int, int, bytes] | None = None
-    committed: list[tuple[int, int, str, bytes]] = field(default_factory=list)
-    read_states: list[tuple[int, bytes]] = field(default_factory=list)
+    effects: list[Effect]
+    snapshot: tuple[int, int, bytes] | None
+    committed: list[tuple[int, int, str, bytes]]
+    read_states: list[tuple[int, bytes]]
     #: Whether the disk has proved with it that it works (R13).
-    synced: bool = True
+    synced: bool
 
 
 class Consensus:
@@ -80,7 +80,12 @@ class Consensus:
         self._raft_id = raft_id
         self._cadence = cadence
         self._started = started
+        self._embargoed = True
         self._ticked_until = started
+        #: Before this no tick is owed by one of the two clocks, so there is nothing to count.
+        self._tick_due_raw_ns = started.raw_ns + cadence.tick_ns
+        #: Whether anything waits for the engine: most steps behind a save bring nothing.
+        self._waiting = False
         self._inbox: deque[tuple[int, bytes]] = deque()
         self._inbox_bytes = 0
         self._proposals: list[bytes] = []
@@ -96,6 +101,8 @@ class Consensus:
         self._suspected = 0
         self._suspected_at: Reading | None = None
         self._ready: Ready | None = None
+        #: Whether the messages of that Ready wait until it is durable (R1).
+        self._held_back = False
         self._proving_disk = False
         self.dropped_payloads = 0
 
@@ -111,14 +118,17 @@ class Consensus:
             return
         self._inbox_bytes += len(payload)
         self._inbox.append((sender, payload))
+        self._waiting = True
 
     def propose(self, command: bytes) -> None:
         """Queue a command for the log; it is dropped silently unless this member still leads when it is taken."""
         self._proposals.append(command)
+        self._waiting = True
 
     def propose_for_user(self, commands: Iterable[tuple[bytes, object]]) -> None:
         """Queue the user's commands, each with the ticket under which its fate is told."""
         self._user.extend(commands)
+        self._waiting = True
 
     def propose_members(self, plan: Callable[[], tuple[list[tuple[str, int]], bytes]], ticket: object) -> None:
         """Queue one change of the configuration; answered by Proposed, Rejected or Declined.
@@ -126,22 +136,27 @@ class Consensus:
         ``plan`` gives it, with its context, when the engine takes it: another change may be applied until then (R7).
         """
         self._changes.append((plan, ticket))
+        self._waiting = True
 
     def vouch_for(self, ids: list[int]) -> None:
         """Let frames of these members in, although the applied configuration does not name them yet."""
         self._errands.append(lambda: self.engine.vouch_for(ids))
+        self._waiting = True
 
     def snapshot_lost(self, peer: int) -> None:
         """The snapshot that was sent to ``peer`` did not get there: the engine tries again."""
         self._errands.append(lambda: self.engine.report_snapshot(peer, received=False))
+        self._waiting = True
 
     def compact(self, index: int, data: bytes, *, keep: int) -> None:
         """Let ``data``, which is durable, stand for the log up to ``index``; keep some entries for those that lag."""
         self._compaction = (index, data, keep)
+        self._waiting = True
 
     def read_index(self, context: bytes) -> None:
         """Queue a proof of leadership. The caller read its clock before this call (R8)."""
         self._reads.append(context)
+        self._waiting = True
 
     def suspect(self, peer: int, now: Reading) -> None:
         """The process of ``peer`` is gone: nobody listens at its address, or another incarnation does (design 5).
@@ -151,6 +166,7 @@ class Consensus:
         """
         if self._suspected_at is None:
             self._suspected, self._suspected_at = peer, now
+            self._waiting = True
 
     def refuses_votes(self, now: Reading) -> bool:
         """R6: for one election timeout after its start a member neither votes nor is made to campaign."""
@@ -163,9 +179,21 @@ class Consensus:
         Unless it ``stands`` for election, this member neither campaigns nor takes office by a transfer, but votes. To
         ``prove_disk`` something durable is written even if nothing is to be (R13).
         """
-        if self.persisting:
+        if self._ready is not None or self._proving_disk:
             return []
-        self._run_owed_ticks(now)
+        if now.raw_ns >= self._tick_due_raw_ns:
+            self._run_owed_ticks(now)
+        effects = self._feed_engine(now, stands=stands) if self._waiting else []
+        if not stands and self.engine.role in ("pre_candidate", "candidate"):
+            self.engine.become_follower(0)
+        if self.engine.has_ready():
+            effects += self._begin_ready()
+        elif prove_disk:
+            effects.append(self._prove_disk())
+        return effects
+
+    def _feed_engine(self, now: Reading, *, stands: bool) -> list[Effect]:
+        """Everything that waits, in the order of R5: what a leader must know before it takes a proposal comes first."""
         for errand in self._errands:
             errand()
         self._errands = []
@@ -173,50 +201,48 @@ class Consensus:
             index, data, keep = self._compaction
             self.engine.compact(index, data, keep=keep)
             self._compaction = None
-        refuse_votes = self.refuses_votes(now)
-        while self._inbox:
-            sender, payload = self._inbox.popleft()
-            self._inbox_bytes -= len(payload)
+        # Once it is over it is over.
+        self._embargoed = refuse_votes = self._embargoed and self.refuses_votes(now)
+        if self._inbox:
+            self._feed_messages(refuse_votes=refuse_votes, refuse_campaign=not stands)
+        if self._suspected_at is not None:
+            self._follow_suspicion(self._suspected_at, now, stands=stands and not refuse_votes)
+        # A suspicion stays until it is acted upon or refuted.
+        self._waiting = self._suspected_at is not None
+        return self._feed_requests() if self._proposals or self._reads or self._user or self._changes else []
+
+    def _feed_messages(self, *, refuse_votes: bool, refuse_campaign: bool) -> None:
+        engine, inbox = self.engine, self._inbox
+        while inbox:
+            sender, payload = inbox.popleft()
             try:
-                _, dropped = self.engine.receive(sender, payload, refuse_votes=refuse_votes, refuse_campaign=not stands)
+                _, dropped = engine.receive(sender, payload, refuse_votes=refuse_votes, refuse_campaign=refuse_campaign)
             except ValueError:
                 dropped = 1
             self.dropped_payloads += dropped
-        if self._suspected_at is not None:
-            self._follow_suspicion(self._suspected_at, now, stands=stands and not refuse_votes)
-        if not stands and self.engine.role in ("pre_candidate", "candidate"):
-            self.engine.become_follower(0)
-        effects = self._feed_requests()
-        return effects + self._begin_ready(prove_disk=prove_disk)
+        self._inbox_bytes = 0
 
     def persisted(self) -> Progress:
         """The last Persist is durable: advance the engine and hand out what may leave and be applied."""
         if self._proving_disk:
             self._proving_disk = False
-            return Progress()
+            return Progress([], None, [], [], synced=True)
         ready, self._ready = self._ready, None
-        invariant(ready is not None, "persisted() without a Persist in flight")
-        progress = Progress()
         if ready is None:
-            return progress
-        progress.synced = ready.must_sync
-        early = self._may_send_before_fsync(ready)
-        if not early:
-            progress.effects += [Send(peer, payload) for peer, payload in ready.messages]
-        progress.read_states = ready.read_states
-        progress.snapshot = ready.snapshot
+            raise InvariantViolated("persisted() without a Persist in flight")
+        messages = ready.messages if self._held_back else []
         if ready.snapshot is not None:
             # The leader's snapshot has taken the place of the log that was to be compacted.
             self._compaction = None
         advanced = self.engine.advance(ready)
-        progress.effects += [Send(peer, payload) for peer, payload in advanced.messages]
-        progress.committed = advanced.committed
         for _, _, kind, data in advanced.committed:
             if kind == "conf_change":
                 self._apply_conf_change(data)
         if advanced.committed:
             self.engine.applied_to(advanced.committed[-1][0])
-        return progress
+        messages = messages + advanced.messages
+        effects: list[Effect] = [Send(peer, payload) for peer, payload in messages] if messages else []
+        return Progress(effects, ready.snapshot, advanced.committed, ready.read_states, ready.must_sync)
 
     def _follow_suspicion(self, since: Reading, now: Reading, *, stands: bool) -> None:
         engine = self.engine
@@ -263,6 +289,7 @@ class Consensus:
         else:
             step = owed * self._cadence.tick_ns
             self._ticked_until = Reading(self._ticked_until.raw_ns + step, self._ticked_until.boottime_ns + step)
+        self._tick_due_raw_ns = self._ticked_until.raw_ns + self._cadence.tick_ns
         self._space_elections()
         self.engine.tick(owed)
         self._tell_commit()
@@ -315,35 +342,42 @@ class Consensus:
     def _propose_for_user(self, *, leads: bool) -> Effect:
         """Hand the front of the user's queue to the engine as one proposal: the cost is paid per proposal."""
         waiting = self._user
-        sizes = itertools.accumulate(len(payload) for payload, _ in itertools.islice(waiting, PROPOSAL_COMMANDS_MAX))
-        count = 1 + sum(1 for _ in itertools.takewhile(PROPOSAL_BYTES_MAX.__gt__, sizes))
-        taken = [waiting.popleft() for _ in range(min(count, PROPOSAL_COMMANDS_MAX, len(waiting)))]
-        payloads = [payload for payload, _ in taken]
-        tickets = [ticket for _, ticket in taken]
-        if leads:
-            with contextlib.suppress(self._proposal_dropped):
-                return Proposed(self.engine.propose(payloads), self.engine.term, tickets)
-        return Rejected(tickets)
+        taken = list(itertools.islice(waiting, PROPOSAL_COMMANDS_MAX))
+        payloads, tickets = [payload for payload, _ in taken], [ticket for _, ticket in taken]
+        if sum(map(len, payloads)) > PROPOSAL_BYTES_MAX:
+            sizes = itertools.accumulate(map(len, payloads))
+            count = 1 + sum(1 for _ in itertools.takewhile(PROPOSAL_BYTES_MAX.__gt__, sizes))
+            del payloads[count:], tickets[count:]
+        for _ in tickets:
+            waiting.popleft()
+        if not leads:
+            return Rejected(tickets)
+        try:
+            return Proposed(self.engine.propose(payloads), self.engine.term, tickets)
+        except self._proposal_dropped:
+            return Rejected(tickets)
 
-    def _begin_ready(self, *, prove_disk: bool) -> list[Effect]:
-        engine = self.engine
-        if not engine.has_ready():
-            self._proving_disk = prove_disk
-            standing = (engine.term, engine.vote, engine.commit)
-            return [Persist(first=0, last=0, entries=b"", hard_state=standing, must_sync=True)] if prove_disk else []
-        ready = self.engine.ready()
-        self._ready = ready
+    def _prove_disk(self) -> Effect:
+        """Something durable although nothing is to be made so: until it is, the engine is not touched (R13)."""
+        self._proving_disk = True
+        standing = (self.engine.term, self.engine.vote, self.engine.commit)
+        return Persist(first=0, last=0, entries=b"", hard_state=standing, must_sync=True)
+
+    def _begin_ready(self) -> list[Effect]:
+        self._ready = ready = self.engine.ready()
+        messages, count, first, snapshot = ready.messages, ready.entries_count, ready.entries_first, ready.snapshot
+        self._held_back = bool(messages) and not self._may_send_before_fsync(ready)
         effects: list[Effect] = []
-        if self._may_send_before_fsync(ready):
-            effects += [Send(peer, payload) for peer, payload in ready.messages]
+        if messages and not self._held_back:
+            effects += [Send(peer, payload) for peer, payload in messages]
         effects.append(
             Persist(
-                first=ready.entries_first if ready.entries_count else 0,
-                last=ready.entries_first + ready.entries_count - 1 if ready.entries_count else 0,
+                first=first if count else 0,
+                last=first + count - 1 if count else 0,
                 entries=ready.entries,
                 hard_state=ready.hard_state,
-                must_sync=ready.must_sync or ready.snapshot is not None,
-                snapshot=ready.snapshot,
+                must_sync=ready.must_sync or snapshot is not None,
+                snapshot=snapshot,
             )
         )
         return effects

@@ -6,7 +6,7 @@ a ``Persist`` the driver must call ``persisted`` before the core hands out anoth
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from tenure.core.commands import RestorePart, Settings
 from tenure.core.fsm import ClusterState, Membership
@@ -16,16 +16,14 @@ from tenure.instants import LeaseSpan
 from tenure.types import Credential, LossReason
 
 
-@dataclass(frozen=True, slots=True)
-class Send:
+class Send(msgspec.Struct, frozen=True):
     """Hand ``payload`` to the transport for the member ``peer``. It may be lost, repeated or reordered."""
 
     peer: int
     payload: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Persist:
+class Persist(msgspec.Struct, frozen=True):
     """Make this durable (fsync) and then call ``persisted``: entries from ``first`` to ``last`` and the hard state.
 
     A ``snapshot`` (index, term, manifest) replaces everything that was stored before, in the same durable step.
@@ -39,15 +37,13 @@ class Persist:
     snapshot: tuple[int, int, bytes] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ReadFence:
+class ReadFence(msgspec.Struct, frozen=True):
     """Read the fence and answer with ``fence_read``. Its highest token is the floor (R15)."""
 
     request: int
 
 
-@dataclass(frozen=True, slots=True)
-class RaiseFence:
+class RaiseFence(msgspec.Struct, frozen=True):
     """Raise the fence to ``credential`` if it is still as ``expected`` says (R20); answer with ``fence_raised``."""
 
     request: int
@@ -56,8 +52,7 @@ class RaiseFence:
     generation: int
 
 
-@dataclass(frozen=True, slots=True)
-class Grant:
+class Grant(msgspec.Struct, frozen=True):
     """The fence is raised: open the leadership scope. A lease runs with it unless it is not ``leased`` yet.
 
     ``span`` is what was proved last in either case: the scope may go on until it ends.
@@ -69,16 +64,14 @@ class Grant:
     leased: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Renewed:
+class Renewed(msgspec.Struct, frozen=True):
     """The running scope was proved again: it counts from ``span.started``, and so does its lease once ``leased``."""
 
     span: LeaseSpan
     leased: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Revoke:
+class Revoke(msgspec.Struct, frozen=True):
     """The scope is over, for good in this term. Answer with ``body_returned`` once its body has returned."""
 
     term: int
@@ -86,8 +79,7 @@ class Revoke:
     reason: LossReason
 
 
-@dataclass(frozen=True, slots=True)
-class Proposed:
+class Proposed(msgspec.Struct, frozen=True):
     """The commands behind ``tickets`` stand in the log of ``term`` from index ``first`` on; committed they are not."""
 
     first: int
@@ -95,23 +87,20 @@ class Proposed:
     tickets: list[object]
 
 
-@dataclass(frozen=True, slots=True)
-class Rejected:
+class Rejected(msgspec.Struct, frozen=True):
     """The commands or proofs behind ``tickets`` were surely not taken: this member does not lead."""
 
     tickets: list[object]
 
 
-@dataclass(frozen=True, slots=True)
-class Declined:
+class Declined(msgspec.Struct, frozen=True):
     """What was asked for under ``ticket`` was surely not done, and why."""
 
     ticket: object
     error: TenureError
 
 
-@dataclass(frozen=True, slots=True)
-class Apply:
+class Apply(msgspec.Struct, frozen=True):
     """Committed entries for the user's state machine, in order: index, term, and what they bring (a barrier: None).
 
     Whatever stood up to ``through`` in the log is applied now: a ticket at or below it that is not among the entries
@@ -122,15 +111,13 @@ class Apply:
     through: int
 
 
-@dataclass(frozen=True, slots=True)
-class Proved:
+class Proved(msgspec.Struct, frozen=True):
     """A quorum heard this leader after the proof behind ``ticket`` was asked for, and it still leads that term."""
 
     ticket: object
 
 
-@dataclass(frozen=True, slots=True)
-class MembersChanged:
+class MembersChanged(msgspec.Struct, frozen=True):
     """The configuration changes at ``entries`` (index, term) are applied. One more follows by itself if ``joint``."""
 
     membership: Membership
@@ -138,8 +125,7 @@ class MembersChanged:
     entries: tuple[tuple[int, int], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class SettingsChanged:
+class SettingsChanged(msgspec.Struct, frozen=True):
     """The cluster's times are these from now on (R4); those of ticks count from this member's next start."""
 
     settings: Settings
@@ -147,29 +133,25 @@ class SettingsChanged:
     term: int
 
 
-@dataclass(frozen=True, slots=True)
-class TakeSnapshot:
+class TakeSnapshot(msgspec.Struct, frozen=True):
     """The state machines stand right behind the last Apply: take the user's part, then call ``snapshot_taken``."""
 
     manifest: Manifest
 
 
-@dataclass(frozen=True, slots=True)
-class RestoreSnapshot:
+class RestoreSnapshot(msgspec.Struct, frozen=True):
     """Replace the user's state machine by the content that ``manifest`` names, before anything that follows."""
 
     manifest: Manifest
 
 
-@dataclass(frozen=True, slots=True)
-class Compact:
+class Compact(msgspec.Struct, frozen=True):
     """Let ``manifest`` stand durably for everything up to its index, then call ``compacted``."""
 
     manifest: Manifest
 
 
-@dataclass(frozen=True, slots=True)
-class StateChanged:
+class StateChanged(msgspec.Struct, frozen=True):
     """Something that the status shows has changed; ``state`` is the state machine's present state."""
 
     state: ClusterState

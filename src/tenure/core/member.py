@@ -40,42 +40,15 @@ from tenure.core.holding import (
 )
 from tenure.core.manifest import Manifest
 from tenure.core.membership import Change, MemberState, Standing, member_states, plan
-from tenure.core.roles import GRANTED, SHOWN, Phase
+from tenure.core.roles import Phase
 from tenure.core.snapshots import SnapshotLimits, SnapshotSchedule
+from tenure.core.view import View
 from tenure.errors import MembershipRefused, SnapshotRefused
-from tenure.instants import NS_PER_MS, LeaseSpan, Reading
-from tenure.types import LossReason, State
+from tenure.instants import NS_PER_MS, Reading
+from tenure.types import LossReason
 
 #: Context of a proof that the user asked for: incarnation, term, number, and a mark apart from the lease's own.
 PROOF = struct.Struct(">QQQc")
-
-
-class View(msgspec.Struct, frozen=True):
-    """What the status of a member is made of, at the instant at which the core was last stepped."""
-
-    phase: Phase = Phase.FOLLOWING
-    raft_role: str = "follower"
-    term: int = 0
-    leader_id: int = 0
-    span: LeaseSpan | None = None
-    token: int | None = None
-    votes_for_me: int = 0
-    voters: int = 0
-    commit_index: int = 0
-    applied_index: int = 0
-    elections_observed: int = 0
-    snapshot_index: int = 0
-    members_index: int = 0
-    reason: str | None = None
-
-    def shown_state(self, now: Reading) -> State:
-        """The state that the outside may see at ``now``: leader only with a valid lease over a raised fence."""
-        if self.phase in GRANTED:
-            valid = self.span is not None and self.span.remaining_ns(now) > 0
-            return State.LEADER if valid else State.FOLLOWER
-        if self.phase is Phase.FOLLOWING and self.raft_role in ("candidate", "pre_candidate"):
-            return State.CANDIDATE
-        return SHOWN[self.phase]
 
 
 class MemberCore:
@@ -126,6 +99,8 @@ class MemberCore:
         self._incarnation = incarnation
         self._nonce = nonce
         self._removed = False
+        #: Whether something was applied that the holding may have waited for.
+        self._holding_has_news = False
         self._user_entries: list[tuple[int, int, bytes | RestorePart | None]] = []
         self._proofs: dict[bytes, object] = {}
         self._proofs_asked = 0
@@ -143,7 +118,8 @@ class MemberCore:
 
     def tick(self, now: Reading) -> list[Effect]:
         """Time has passed. Call it several times a heartbeat."""
-        effects = self._settle(now)
+        # While a Ready is being made durable nobody may act on what it says (R1).
+        effects = [] if self.consensus.persisting else self._settle(now)
         if self._engine.snapshot_wanted:
             # A new member throws a snapshot away that does not name it: it needs one of after it was added.
             self.snapshots.need(now)
@@ -168,12 +144,12 @@ class MemberCore:
 
     def persisted(self, now: Reading) -> list[Effect]:
         """The last Persist effect is durable."""
+        machine, phase = self.holding, self.holding.phase
         progress = self.consensus.persisted()
         self.durable_term = max(self.durable_term, self._engine.term)
         if progress.synced:
-            self.holding.disk_proved(now)
-        effects = list(progress.effects)
-        effects += self._settle(now)
+            machine.disk_proved(now)
+        effects = progress.effects + self._settle(now)
         if progress.snapshot is not None:
             effects += self._restore(manifest.decode(progress.snapshot[2]))
         if progress.committed:
@@ -183,8 +159,11 @@ class MemberCore:
                 # The engine can hand a proof out after stepping down (P8b): the term in the context decides.
                 effects.append(self._judge_proof(context))
             else:
-                self.holding.read_state(context, now)
-        self.holding.tick(self.state, now)
+                machine.read_state(context, now)
+        if self._holding_has_news or progress.read_states or machine.phase is not phase:
+            # Time alone it hears of by the ticks.
+            self._holding_has_news = False
+            machine.tick(self.state, now)
         return effects + self._collect(now)
 
     def fence_read(
@@ -289,21 +268,22 @@ class MemberCore:
     def view(self) -> View:
         """What the status is made of, now."""
         engine, machine = self._engine, self.holding
+        # At every step, so without names, which would cost more than the values.
         return View(
-            phase=machine.phase,
-            raft_role=engine.role,
-            term=self.durable_term,
-            leader_id=engine.leader_id,
-            span=machine.span,
-            token=machine.token or None,
-            votes_for_me=engine.granted_votes,
-            voters=len(engine.voters),
-            snapshot_index=self.snapshot_index,
-            commit_index=engine.commit,
-            applied_index=self.applied_index,
-            elections_observed=self.elections_observed,
-            members_index=self._members_index,
-            reason=machine.reason,
+            machine.phase,
+            engine.role,
+            self.durable_term,
+            engine.leader_id,
+            machine.span,
+            machine.token or None,
+            engine.granted_votes,
+            len(engine.voters),
+            engine.commit,
+            self.applied_index,
+            self.elections_observed,
+            self.snapshot_index,
+            self._members_index,
+            machine.reason,
         )
 
     def membership(self) -> Membership:
@@ -415,6 +395,7 @@ class MemberCore:
             if self.state.released:
                 self.state = msgspec.structs.replace(self.state, released=False)
             return
+        self._holding_has_news = True
         before = self.state
         self.state = apply_entry(before, data, index=index)
         machine = self.holding
@@ -433,23 +414,19 @@ class MemberCore:
 
     def _settle(self, now: Reading) -> list[Effect]:
         """Hold the holding against the engine's role, once what the engine says is durable (R1)."""
-        if self.consensus.persisting:
-            return []
         engine, machine = self._engine, self.holding
-        changed = engine.term != self._term_seen
-        if changed:
-            self.elections_observed += engine.term - self._term_seen
-            self._term_seen = engine.term
-        self._watch_loss(now)
-        if engine.role == "leader" and machine.phase is Phase.FOLLOWING and not self._removed:
+        before, self._term_seen = self._term_seen, engine.term
+        changed = self._term_seen != before
+        self.elections_observed += self._term_seen - before
+        if machine.phase is not Phase.FOLLOWING:
+            self._watch_loss(now)
+        if machine.phase is Phase.FOLLOWING and engine.role == "leader" and not self._removed:
             machine.elected(engine.term, self._nonce(), now)
         return [StateChanged(self.state)] if changed else []
 
     def _watch_loss(self, now: Reading) -> None:
         """R12: an engine that does not lead this term any more ends the lease at once, before any fsync."""
         machine = self.holding
-        if machine.phase is Phase.FOLLOWING:
-            return
         if self._engine.role != "leader" or self._engine.term != machine.term:
             removed = self._raft_id not in self._engine.voters
             machine.deposed(now, LossReason.REMOVED if removed else LossReason.DEPOSED)
@@ -457,20 +434,24 @@ class MemberCore:
     def _collect(self, now: Reading) -> list[Effect]:
         """Hand the holding's wishes to the engine, run it, and gather every effect."""
         machine = self.holding
-        for proposal in machine.proposals:
-            self.consensus.propose(proposal)
-        for context in machine.reads:
-            self.consensus.read_index(context)
-        machine.proposals, machine.reads = [], []
+        if machine.proposals or machine.reads:
+            for proposal in machine.proposals:
+                self.consensus.propose(proposal)
+            for context in machine.reads:
+                self.consensus.read_index(context)
+            machine.proposals, machine.reads = [], []
         if machine.leave is not None and not self.consensus.persisting:
             self._leave_office(transfer=machine.leave)
             machine.leave = self._transfer_to = None
         # R10, R13: whose earlier work has not returned, or whose application hangs, must not keep others from office.
         pumped = self.consensus.pump(now, stands=machine.may_stand(now), prove_disk=machine.disk_wanted)
-        self._watch_loss(now)
+        if pumped and machine.phase is not Phase.FOLLOWING:
+            # An engine that was moved out of office has something to say.
+            self._watch_loss(now)
         # With the first event, whichever it is: the engine may hand out what follows the snapshot with the same one.
-        effects, self._first_effects = self._first_effects + machine.effects, []
-        machine.effects = []
+        effects, machine.effects = machine.effects, []
+        if self._first_effects:
+            effects, self._first_effects = self._first_effects + effects, []
         if self._proofs and self._engine.role != "leader":
             effects.append(Rejected(list(self._proofs.values())))
             self._proofs.clear()

@@ -136,7 +136,7 @@ class Roster:
 
     def raft_id_of(self, name: str) -> int | None:
         """The raft id of the member of that name. Cheap: it is asked for every frame."""
-        record = self.let_in().get(name)
+        record = (self._let_in[1] if self._let_in[0] == self.version else self.let_in()).get(name)
         return None if record is None else record.raft_id
 
     def name_of(self, raft_id: int) -> str | None:

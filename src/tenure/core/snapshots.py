@@ -78,7 +78,7 @@ class SnapshotSchedule:
 
     def is_due(self) -> bool:
         """Whether to begin one now."""
-        if self.under_way or self._uncovered == 0:
+        if self._covered is not None or self._uncovered == 0:
             return False
         grown = self._entries >= self.limits.entries or self._bytes >= self.limits.size_bytes
         return self._asked or (grown and 2 * self._bytes >= self._last_size)

@@ -16,8 +16,9 @@ from tenure.config import Config
 from tenure.core.commands import MemberRecord, Settings
 from tenure.core.effects import Effect
 from tenure.core.founding import Hello
-from tenure.core.member import MemberCore, View
+from tenure.core.member import MemberCore
 from tenure.core.membership import Add, Change, Demote, MemberRole, MemberState, Promote, Remove, even_warning
+from tenure.core.view import View
 from tenure.errors import MembershipRefused, NodeClosed, NotCaughtUp, NotLeader, OutcomeUnknown, SnapshotRefused
 from tenure.node.clocks import read_clocks
 from tenure.node.driver import Driver

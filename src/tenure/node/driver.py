@@ -51,10 +51,11 @@ from tenure.core.effects import (
 from tenure.core.founding import Hello
 from tenure.core.fsm import Enrolment, Membership
 from tenure.core.manifest import Manifest
-from tenure.core.member import MemberCore, View
+from tenure.core.member import MemberCore
 from tenure.core.membership import MemberState
 from tenure.core.roles import Phase
 from tenure.core.roster import Roster
+from tenure.core.view import View
 from tenure.errors import InvariantViolated, NodeClosed, StorageError
 from tenure.fence import FenceStore
 from tenure.instants import NS_PER_SECOND
@@ -68,7 +69,7 @@ from tenure.node.links import Links
 from tenure.node.listener import Listener
 from tenure.node.opening import Stores, build_core, limits_of
 from tenure.node.ports import Ports
-from tenure.node.thread import NodeThread, as_failure
+from tenure.node.thread import NodeThread, as_failure, required
 from tenure.transport import load_certificates
 from tenure.types import State
 
@@ -99,6 +100,8 @@ class Driver(NodeThread):
         self._leaving: list[Future[None]] = []
         self._failing = threading.Lock()
         self._frames: list[tuple[int, bytes]] = []
+        # Most acknowledgements complete no quorum: without an effect there is nothing to show before the next tick.
+        self._step_frames = partial(self._feed, self._take_frames, shows=False)
         self._last_standing: tuple[Phase, str, int, str | None] | None = None
         self._last_shown: tuple[State, int, str | None] = (State.FOLLOWER, 0, None)
         self.incarnation = secrets.randbits(63) | 1
@@ -114,7 +117,7 @@ class Driver(NodeThread):
     @property
     def stores(self) -> Stores:
         """The stores: the log belongs to the node's thread, the snapshots to the thread of :meth:`on_files`, alone."""
-        return _required(self._stores)
+        return required(self._stores)
 
     def url_of(self, name: str) -> str | None:
         """The base URL of a member: the own file says it, else the member itself said it when it came."""
@@ -128,11 +131,11 @@ class Driver(NodeThread):
 
     def post(self, event: Callable[[MemberCore], list[Effect]]) -> None:
         """Feed an event to the core from any thread. Dropped once the node has stopped."""
-        self.call(lambda: self._feed(event))
+        self.call(partial(self._feed, event))
 
     def ask(self, question: Callable[[MemberCore], T]) -> Future[T]:
         """Ask the core from any thread; :class:`NodeClosed` while it is not there."""
-        return self.ask_thread(lambda: question(_required(self._core)))
+        return self.ask_thread(lambda: question(required(self._core)))
 
     def ask_members(self) -> Future[tuple[list[MemberState], Membership | None, dict[str, Hello]]]:
         """The members, what the roster knows, and the new directories that called."""
@@ -228,7 +231,7 @@ class Driver(NodeThread):
             stores.snapshots,
             run=lambda work: loop.run_in_executor(self._files, work),
             spawn=self._spawn,
-            send=lambda peer, payload: _required(links.transport).send(peer, payload),
+            send=lambda peer, payload: required(links.transport).send(peer, payload),
             deliver=self._receive,
             lost=lambda peer: self._feed(lambda core: core.snapshot_lost(peer, read_clocks())),
             clock=loop.time,
@@ -241,15 +244,15 @@ class Driver(NodeThread):
                 enrolment = await self._founding.enrol(stopped, on_reason=lambda why: self._show(reason=why))
                 if enrolment is None:
                     return
-                stores = _required(self._stores)
+                stores = required(self._stores)
                 await self._disk.run(lambda: stores.directory.enrol(enrolment))
                 await self._build_core(enrolment)
                 # Only now: who is let in is noted durably, and the disk's thread has just read the same store.
                 self.roster.enrol(enrolment)
                 logger.info("this node belongs to cluster %s now", enrolment.record.cluster_id)
-            _required(self._links).members_changed()
+            required(self._links).members_changed()
             if self._fence is not None:
-                self._spawn(watch_database(self._fence, _required(self._links), self._feed, self._config))
+                self._spawn(watch_database(self._fence, required(self._links), self._feed, self._config))
             self._tick()
             await stopped
         finally:
@@ -257,7 +260,7 @@ class Driver(NodeThread):
 
     async def _build_core(self, enrolment: Enrolment) -> int:
         """The core over what the disk kept; the index of the last entry of its log."""
-        config, stores = self._config, _required(self._stores)
+        config, stores = self._config, required(self._stores)
         if self._dsn:
             self._fence = FenceAdapter(
                 FenceStore(self._dsn, config.fence.resource),
@@ -269,7 +272,7 @@ class Driver(NodeThread):
             lambda: build_core(config, stores, enrolment, incarnation=self.incarnation, fenced=self._fence is not None)
         )
         # Behind a snapshot the log may never tell again who was added before it.
-        self.roster.applied(_required(self._core).membership())
+        self.roster.applied(required(self._core).membership())
         return last_index
 
     def reload(self, config: Config) -> None:
@@ -298,8 +301,8 @@ class Driver(NodeThread):
     def _receive(self, sender: int, payload: bytes) -> None:
         if self._core is None:
             return
-        if not self._frames:
-            asyncio.get_running_loop().call_soon(self._feed, self._take_frames)
+        if not self._frames and self._loop is not None:
+            self._loop.call_soon(self._step_frames)
         self._frames.append((sender, payload))
 
     def _take_frames(self, core: MemberCore) -> list[Effect]:
@@ -314,14 +317,16 @@ class Driver(NodeThread):
             self.fail(error)  # R2: the transport would take it for a handshake that failed.
             raise
 
-    def _feed(self, event: Callable[[MemberCore], list[Effect]]) -> None:
+    def _feed(self, event: Callable[[MemberCore], list[Effect]], *, shows: bool = True) -> None:
         """Step the core and run its effects; whatever goes wrong ends the node (R2)."""
         core = self._core
         if core is None or self._error is not None:
             return
         try:
-            self._run(core, event(core))
-            self._publish(core)
+            if effects := event(core):
+                self._run(core, effects)
+            if effects or shows:
+                self._publish(core)
         except BaseException as error:  # noqa: BLE001 - an engine panic is a BaseException, and so is a broken invariant.
             self.fail(error)
 
@@ -330,13 +335,15 @@ class Driver(NodeThread):
         while queue:
             effect = queue.popleft()
             match effect:
-                case Send(peer, payload):
+                case Send():
                     if self._links is not None:
-                        self._links.send(peer, payload)
+                        self._links.send(effect.peer, effect.payload)
                 case Persist():
                     # It is the last one: the core hands nothing out while it waits for it. What was sent before it
                     # is in the sockets by now, so the peers write while this disk does.
                     queue.extend(self._persist(effect, core))
+                case Proposed() | Apply():
+                    self._listener.user_effect(effect)
                 case TakeSnapshot(taken) if not self._listener.has_content:
                     queue.extendleft(reversed(core.snapshot_taken(taken, read_clocks())))
                 case ReadFence() | RaiseFence():
@@ -365,19 +372,19 @@ class Driver(NodeThread):
             case Proved():
                 self.published = core.view()
                 self._listener.user_effect(effect)
-            case Proposed() | Rejected() | Declined() | Apply() | TakeSnapshot() | RestoreSnapshot():
+            case Rejected() | Declined() | TakeSnapshot() | RestoreSnapshot():
                 self._listener.user_effect(effect)
             case _:
                 pass
 
     def _persist(self, effect: Persist, core: MemberCore) -> list[Effect]:
         if effect.must_sync or effect.entries:
-            self._disk.save(_required(self._stores).log, effect)
+            self._disk.save(required(self._stores).log, effect)
         return core.persisted(read_clocks())
 
     def _compact(self, taken: Manifest, core: MemberCore) -> list[Effect]:
         """Make the manifest durable in place of the log behind it, then let the engine and the older files go."""
-        stores = _required(self._stores)
+        stores = required(self._stores)
         if taken.index > core.snapshot_index:
             # Else a snapshot of the leader came in between, and its content is the one that is needed.
             self._disk.watched(lambda: stores.compact(taken))
@@ -490,10 +497,3 @@ class Driver(NodeThread):
         if self._stores is not None:
             await self._disk.run(self._stores.close)
         self._disk.close()
-
-
-def _required(part: T | None) -> T:
-    """A part that is there while the node is open."""
-    if part is None:
-        raise NodeClosed
-    return part

@@ -14,6 +14,9 @@ from tenure.core.manifest import Manifest
 from tenure.errors import ConfigError, LogCorrupt
 from tenure.storage import StoredLog
 
+#: What a payload with a snapshot begins with.
+SNAPSHOT = b"\x07"
+
 
 def require_engine() -> None:
     """Raise :class:`tenure.ConfigError` with the command that helps, if the binding is not installed."""
@@ -38,6 +41,9 @@ def snapshot_in(payload: bytes) -> tuple[int, int, bytes] | None:
     Raises:
         ValueError: it is malformed.
     """
+    # Asked for every payload, and hardly any is one.
+    if payload[:1] != SNAPSHOT:
+        return None
     import tenure_raft
 
     return tenure_raft.snapshot_in(payload)

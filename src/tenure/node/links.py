@@ -18,11 +18,11 @@ from tenure.config import Config
 from tenure.core import manifest
 from tenure.core.founding import Hello
 from tenure.core.fsm import Membership
-from tenure.core.member import View
 from tenure.core.roster import Roster
+from tenure.core.view import View
 from tenure.errors import LogCorrupt, StorageError
 from tenure.node import envelopes
-from tenure.node.engine import snapshot_in
+from tenure.node.engine import SNAPSHOT, snapshot_in
 from tenure.node.envelopes import Chunk, ChunkRequest, DatabaseSeen, Envelope
 from tenure.node.exchange import SnapshotExchange
 from tenure.node.founding import Founding
@@ -131,7 +131,7 @@ class Links:
         if self.transport is None:
             return
         self.transport.send(peer, payload)
-        if self.exchange is not None and snapshot_in(payload) is not None:
+        if payload[:1] == SNAPSHOT and self.exchange is not None and snapshot_in(payload) is not None:
             self.exchange.note_sent(peer)
 
     def tell(self, peer: int, envelope: Envelope) -> None:
@@ -141,6 +141,10 @@ class Links:
 
     def route(self, sender: int, payload: bytes) -> None:
         """A payload of the member ``sender`` came; its bytes are not trusted."""
+        if payload[:1] < SNAPSHOT:
+            # Most are: the engine's, and no snapshot.
+            self._receive(sender, payload)
+            return
         if envelopes.is_envelope(payload):
             self._take(sender, payload)
             return

@@ -15,7 +15,7 @@ from tenure.core.effects import (
     SettingsChanged,
     TakeSnapshot,
 )
-from tenure.core.member import View
+from tenure.core.view import View
 from tenure.instants import Reading
 from tenure.types import LossReason, State
 

@@ -19,8 +19,8 @@ import msgspec
 
 from tenure.config import Config
 from tenure.core.effects import Grant, Renewed
-from tenure.core.member import View
 from tenure.core.roles import Phase
+from tenure.core.view import View
 from tenure.errors import NodeClosed
 from tenure.instants import NS_PER_MS, LeaseSpan, Reading, margin_within
 from tenure.leadership import Forkable, HeldLeadership, Scope

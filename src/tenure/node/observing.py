@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable
 
 import msgspec
 
-from tenure.core.member import View
+from tenure.core.view import View
 
 
 class RaftEvent(msgspec.Struct, frozen=True):

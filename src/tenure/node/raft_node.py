@@ -38,8 +38,9 @@ from tenure.core.effects import (
     TakeSnapshot,
 )
 from tenure.core.manifest import Manifest
-from tenure.core.member import MemberCore, View
+from tenure.core.member import MemberCore
 from tenure.core.state_machine import StateMachine
+from tenure.core.view import View
 from tenure.errors import NodeClosed, OutcomeUnknown, ProposalDropped, QuorumUnavailable
 from tenure.node.administration import Administration
 from tenure.node.clocks import read_clocks
@@ -265,7 +266,7 @@ class RaftNode(Administration):
 
     def published(self, view: View) -> None:
         """See :class:`Listener`. The step is over: a woken application takes the interpreter's lock."""
-        super().published(view)
+        self._observers.note(view)
         if self._inbox_due:
             self._wake_for_inbox()
 
@@ -311,9 +312,8 @@ class RaftNode(Administration):
 
     def _take_inbox(self) -> None:
         self._inbox_woken = False
-        with contextlib.suppress(IndexError):
-            while self._restoring is None and not self._ended:
-                self._take(self._inbox.popleft())
+        while self._inbox and self._restoring is None and not self._ended:
+            self._take(self._inbox.popleft())
 
     def _take(self, effect: UserEffect) -> None:
         match effect:
@@ -322,6 +322,8 @@ class RaftNode(Administration):
                 if entries:
                     self._brought.reached(entries[-1][1])
                 self._requests.overtaken_through(through)
+            case Proposed(first, term, tickets):
+                self._requests.enter_in_log(first, term, tickets)
             case TakeSnapshot(taken):
                 self._snapshot(taken)
             case RestoreSnapshot(restored):
@@ -393,5 +395,8 @@ class RaftNode(Administration):
     def _on_loop(self, call: Callable[[], None]) -> None:
         loop = self._loop
         if loop is not None and not loop.is_closed():
-            with contextlib.suppress(RuntimeError):
+            try:
                 loop.call_soon_threadsafe(call)
+            except RuntimeError:
+                # It has closed between the check and the call: nobody is left to tell.
+                return

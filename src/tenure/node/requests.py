@@ -71,7 +71,7 @@ class Requests:
         """The node's thread told something; ``not_leader`` is what a rejected call ends with."""
         match fate:
             case Proposed(first, term, tickets):
-                self._enter_in_log(first, term, tickets)
+                self.enter_in_log(first, term, tickets)
             case Rejected(tickets):
                 for ticket in tickets:
                     self.settle(ticket, error=not_leader)
@@ -149,7 +149,8 @@ class Requests:
         self._in_log.clear()
         self._joint.clear()
 
-    def _enter_in_log(self, first: int, term: int, tickets: list[object]) -> None:
+    def enter_in_log(self, first: int, term: int, tickets: list[object]) -> None:
+        """The commands behind ``tickets`` stand in the log of ``term`` from ``first`` on."""
         in_log = self._in_log
         for index, ticket in enumerate(tickets, start=first):
             if not isinstance(ticket, Pending):

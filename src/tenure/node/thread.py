@@ -99,9 +99,11 @@ class NodeThread(abc.ABC):
         """Run ``work`` on the thread's loop, soon. Any thread; dropped once the thread has ended."""
         loop = self._loop
         if loop is not None and not loop.is_closed():
-            # The loop may close between the check and the call: then nobody is left to do it.
-            with contextlib.suppress(RuntimeError):
+            try:
                 loop.call_soon_threadsafe(work)
+            except RuntimeError:
+                # The loop has closed between the check and the call: nobody is left to do it.
+                return
 
     def soon(self, work: Callable[[], None], *, delay_seconds: float = 0.0) -> None:
         """Called on the thread: run ``work`` there later, after what is being sent now has left at the least."""
@@ -143,6 +145,13 @@ class NodeThread(abc.ABC):
             self._ended = True
             for future in list(self._questions):
                 _refuse(future)
+
+
+def required(part: T | None) -> T:
+    """A part that is there while the node is open."""
+    if part is None:
+        raise NodeClosed
+    return part
 
 
 def _refuse(future: Future[Any]) -> None:
