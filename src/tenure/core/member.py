@@ -101,6 +101,7 @@ class MemberCore:
         self._removed = False
         #: Whether something was applied that the holding may have waited for.
         self._holding_has_news = False
+        self._holding_ticked_ns = started.raw_ns
         self._user_entries: list[tuple[int, int, bytes | RestorePart | None]] = []
         self._proofs: dict[bytes, object] = {}
         self._proofs_asked = 0
@@ -124,6 +125,7 @@ class MemberCore:
             # A new member throws a snapshot away that does not name it: it needs one of after it was added.
             self.snapshots.need(now)
         effects += self._take_snapshot_if_due()
+        self._holding_ticked_ns = now.raw_ns
         self.holding.tick(self.state, now)
         return effects + self._collect(now)
 
@@ -160,9 +162,10 @@ class MemberCore:
                 effects.append(self._judge_proof(context))
             else:
                 machine.read_state(context, now)
-        if self._holding_has_news or progress.read_states or machine.phase is not phase:
-            # Time alone it hears of by the ticks.
-            self._holding_has_news = False
+        overdue = now.raw_ns - self._holding_ticked_ns >= self.tick_ns
+        if overdue or self._holding_has_news or progress.read_states or machine.phase is not phase:
+            # Behind a save it hears of time alone only if a tick is late, as after a pause.
+            self._holding_has_news, self._holding_ticked_ns = False, now.raw_ns
             machine.tick(self.state, now)
         return effects + self._collect(now)
 

@@ -47,7 +47,7 @@ class Outgoing(NamedTuple):
     """A stream that was dialled and admitted: to whom, and the head of each frame on it."""
 
     name: str
-    transport: asyncio.WriteTransport
+    writer: asyncio.StreamWriter
     head: bytes
 
 
@@ -115,15 +115,13 @@ class TcpTransport:
     def send(self, peer: int, payload: bytes) -> None:
         """Send to the member ``peer``, or drop: it is not connected, or it does not read."""
         stream = self._outgoing.get(peer)
-        try:
-            if stream is not None:
-                transport = stream.transport
-                if not transport.is_closing() and transport.get_write_buffer_size() <= SEND_BUFFER_LIMIT:
-                    transport.write(frames.encode_behind(stream.head, payload))
-                    return
-        except RuntimeError:
+        if stream is not None:
             # A connection that has just died is still listed until its reader wakes up, and uvloop raises for it.
-            logger.debug("a frame for %s came behind the end of its connection", peer)
+            with contextlib.suppress(RuntimeError):
+                transport = stream.writer.transport
+                if not transport.is_closing() and transport.get_write_buffer_size() <= SEND_BUFFER_LIMIT:
+                    stream.writer.write(frames.encode_behind(stream.head, payload))
+                    return
         self.dropped_frames += 1
 
     def connected(self) -> set[int]:
@@ -164,7 +162,7 @@ class TcpTransport:
         for raft_id, stream in list(self._outgoing.items()):
             if unwanted(stream, raft_id):
                 del self._outgoing[raft_id]
-                stream.transport.abort()
+                stream.writer.transport.abort()
 
     def _close_streams_of_strangers(self) -> None:
         self._acceptor.close_streams_of_strangers()
@@ -228,7 +226,7 @@ class TcpTransport:
             raft_id = judge_answer(self._hooks, name, hello)
             self.problems.pop(name, None)
             self._lives.met(name, hello.incarnation)
-            stream = Outgoing(name, writer.transport, self._hooks.identity().head(Kind.MESSAGES))
+            stream = Outgoing(name, writer, self._hooks.identity().head(Kind.MESSAGES))
             self._outgoing[raft_id] = stream
             loop = asyncio.get_running_loop()
             opened = loop.time()
