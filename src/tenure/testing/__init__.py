@@ -12,6 +12,7 @@ Nothing in ``tenure`` imports this package.
 """
 
 from tenure.testing.damage import flip_bit, torn_copies
+from tenure.testing.fence import FenceConformance
 from tenure.testing.log_store import LogStoreConformance
 from tenure.testing.memory_log_store import MemoryDisk, MemoryLogStore
 from tenure.testing.memory_snapshot_store import MemorySnapshotStore
@@ -23,6 +24,7 @@ from tenure.testing.transport import Endpoint, TransportConformance
 
 __all__ = [
     "Endpoint",
+    "FenceConformance",
     "LogStoreConformance",
     "MemoryDisk",
     "MemoryLogStore",
