@@ -85,6 +85,46 @@ def test_R1_segment_is_written_through_to_the_disk(tmp_path: Path):
     store.close()
 
 
+def test_R13_sign_of_life_is_written_through_and_takes_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """An idle leader asks for one each lease, for years: the log must not grow by it, and must be the same after it."""
+    store = opened(tmp_path)
+    store.save(first=1, last=1, entries=b"one", hard_state=(1, 1, 0))
+    written: list[int] = []
+    write = os.pwrite
+
+    def pwrite(descriptor: int, data: bytes, offset: int) -> int:
+        assert descriptor == store._descriptor
+        written.append(len(data))
+        return write(descriptor, data, offset)
+
+    with monkeypatch.context() as watched:
+        watched.setattr(os, "pwrite", pwrite)
+        for hard_state in [(1, 1, 0)] * 200 + [None]:
+            store.save(first=0, last=0, entries=b"", hard_state=hard_state)
+    assert len(written) == 201
+    assert len(list(tmp_path.glob("*.segment"))) == 1
+    store.save(first=2, last=2, entries=b"two", hard_state=(1, 1, 1))
+    store.close()
+    assert loaded(tmp_path) == StoredLog(term=1, vote=1, commit=1, batches=(b"one", b"two"), snapshot=None)
+
+
+def test_R2_R13_store_is_unusable_when_a_sign_of_life_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A disk that fails is no better for having been asked for nothing."""
+    store = opened(tmp_path)
+    store.save(first=1, last=1, entries=b"one", hard_state=(1, 1, 0))
+
+    def pwrite(*_: object) -> NoReturn:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "pwrite", pwrite)
+        with pytest.raises(SyncFailed):
+            store.save(first=0, last=0, entries=b"", hard_state=None)
+    with pytest.raises(SyncFailed):
+        store.save(first=2, last=2, entries=b"two", hard_state=None)
+    store.close()
+
+
 class Watched(SegmentLogStore):
     """Keeps what was on the disk before and after each of its writes."""
 

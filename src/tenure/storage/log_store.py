@@ -54,6 +54,9 @@ class LogStore(Protocol):
     ) -> None:
         """Make all of it durable before returning, as a whole or not at all (R1).
 
+        A call that brings nothing new asks for a sign of life (R13): an idle leader makes one for each lease. It must
+        reach the disk like any other, and should take no room there.
+
         Args:
             first: The index of the batch's first entry.
             last: That of its last one; 0 if it is not known.

@@ -26,6 +26,7 @@ from tenure.storage.folders import sync_folder
 from tenure.storage.log_store import StoredLog, StoredSnapshot
 from tenure.storage.segment_records import (
     FORMAT,
+    MARK,
     SEAL_SIZE,
     Ending,
     Kind,
@@ -219,7 +220,9 @@ class SegmentLogStore:
     ) -> None:
         """See :meth:`LogStore.save`. One write, which the disk has taken when it returns."""
         state = self._places.hard_state if hard_state is None else hard_state
-        self._append(Record(Kind.SAVE, self._places.sequence + 1, state, first, last, entries, snapshot))
+        is_new = entries or snapshot is not None or state != self._places.hard_state
+        record = Record(Kind.SAVE, self._places.sequence + 1, state, first, last, entries, snapshot)
+        self._append(record if is_new else None)
 
     def compact(self, snapshot: StoredSnapshot) -> None:
         """See :meth:`LogStore.compact`."""
@@ -268,12 +271,18 @@ class SegmentLogStore:
 
     # -- writing ------------------------------------------------------------------------------------------------------
 
-    def _append(self, record: Record) -> None:
-        """One durable step. After any failure the store takes no further one: what it left is not known (R2)."""
+    def _append(self, record: Record | None) -> None:
+        """One durable step; None only asks the disk for a sign of life, by zeros where zeros are (R13).
+
+        After any failure the store takes no further one: what it left is not known (R2).
+        """
         if self._unusable is not None:
             raise SyncFailed(f"{self._known_as}: an earlier write failed ({self._unusable}); open the store again")
         self._read = None
         try:
+            if record is None:
+                self._write(self._descriptor, bytes(len(MARK)), self._offset)
+                return
             data = encode(record, segment=self._segment, offset=self._offset)
             if self._offset + len(data) + SEAL_SIZE > self._size:
                 self._roll(len(data))
