@@ -89,6 +89,21 @@ async def test_leader_hands_over_to_a_member_that_reaches_the_database_when_it_a
 
 
 @pytest.mark.asyncio
+async def test_member_that_is_elected_without_the_database_hands_over_before_it_leads(tmp_path: Path, database: str):
+    """It cannot read the floor, so it never leads; the office does not stay with it either."""
+    await asyncio.to_thread(install, database, "payments", tables=[])
+    async with wired(tmp_path, database) as (cluster, wires), asyncio.timeout(BOUND_SECONDS):
+        name, _ = await cluster.leader()
+        unlucky = next(other for other in cluster.members if other != name)
+        wires[unlucky].cut()
+        with contextlib.suppress(tenure.TenureError):
+            await cluster.members[name].transfer_leadership(unlucky)
+        successor, _ = await cluster.leader()
+        assert successor != unlucky
+        assert all(change.state is not State.LEADER for change in cluster.members[unlucky].journal)
+
+
+@pytest.mark.asyncio
 async def test_leader_keeps_the_office_when_nobody_reaches_the_database(tmp_path: Path, database: str):
     await asyncio.to_thread(install, database, "payments", tables=[])
     async with wired(tmp_path, database) as (cluster, wires), asyncio.timeout(BOUND_SECONDS):
