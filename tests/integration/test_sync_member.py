@@ -27,6 +27,12 @@ def won(member: tenure.SyncMember) -> tenure.SyncLeadership:
     return next(_LOOPS[-1])
 
 
+@pytest.fixture(autouse=True)
+def _loops() -> Iterator[None]:
+    yield
+    _LOOPS.clear()
+
+
 @pytest.fixture
 def member(tmp_path: Path) -> Iterator[tenure.SyncMember]:
     with tenure.open_sync(config_of(tmp_path)) as opened:
