@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from tenure.core import commands
@@ -131,7 +132,7 @@ def test_durable_before_reply_breaks_when_a_disk_forgets_votes(monkeypatch: pyte
     def begin(disk: Disk, effect: Persist) -> int:
         if effect.hard_state is not None:
             term, _, commit = effect.hard_state
-            object.__setattr__(effect, "hard_state", (term, 0, commit))
+            effect = msgspec.structs.replace(effect, hard_state=(term, 0, commit))
         return real(disk, effect)
 
     monkeypatch.setattr(Disk, "begin", begin)
