@@ -20,7 +20,7 @@ from tenure.types import GENERATION_SHIFT, Credential, ElectorIdentity
 
 #: What a write is answered; refusals by their SQLSTATE.
 WRITTEN, REPLAYED, KEY_REUSED = "written", "replayed", "key_reused"
-STALE, SERVER_CHANGED = "TN001", "TN004"
+STALE, NO_CREDENTIAL, SERVER_CHANGED = "TN001", "TN003", "TN004"
 ENDED = "ended"
 
 FIRST, SECOND = Credential(1, "a" * 32), Credential(2, "b" * 32)
@@ -50,7 +50,7 @@ class FencedDatabase(Protocol):
         """As ``node/fencing.py`` answers; ``expected`` is what a floor named."""
         ...
 
-    def write(self, credential: Credential, key: str, payment: int) -> str:
+    def write(self, credential: Credential | None, key: str, payment: int) -> str:
         """Make a payment under a key, and commit; one of the words above."""
         ...
 
@@ -68,6 +68,14 @@ class FencedDatabase(Protocol):
 
     def rebase(self) -> None:
         """``tenure fence rebase``."""
+        ...
+
+    def copy(self) -> None:
+        """Keep a copy of the server's files as they are now; the server may start again for it."""
+        ...
+
+    def put_back(self, *, promoted: bool) -> None:
+        """Start the copy in the server's place, as it is, or as a standby that is promoted to a new timeline."""
         ...
 
 
@@ -184,6 +192,44 @@ class FenceConformance:
         expect_equal(database.begin_write(FIRST, "a", 1).commit(), WRITTEN, "it is committed")
         expect_equal(database.keys(), {"a"}, "and it is there")
 
+    def test_open_write_is_left_alone_by_a_raise_that_is_refused(self) -> None:
+        """A raise that cannot succeed ends nobody's session."""
+        database = self.open_database()
+        expected = _floor(database).expected
+        _raise(database, SECOND)
+        held = database.begin_write(SECOND, "a", 1)
+        answer = database.raise_token(FIRST, expected, ME)
+        expect(isinstance(answer, FenceRefused), f"a lower token is refused, and not answered {answer}")
+        expect_equal(held.commit(), WRITTEN, "the holder of the fence does not notice")
+
+    def test_open_write_is_ended_by_a_rebase_and_leaves_nothing(self) -> None:
+        """R17: nobody who was checked before it is committed after it."""
+        database = self.open_database()
+        _raise(database, FIRST)
+        held = database.begin_write(FIRST, "a", 1)
+        database.rebase()
+        expect_equal(held.commit(), ENDED, "the write's session was ended")
+        expect_equal(database.keys(), set(), "and it left nothing")
+
+    def test_open_write_is_ended_when_the_server_starts_anew(self) -> None:
+        """What was not committed is gone."""
+        database = self.open_database()
+        _raise(database, FIRST)
+        held = database.begin_write(FIRST, "a", 1)
+        database.restart()
+        expect_equal(held.commit(), ENDED, "the write's session is gone")
+        expect_equal(database.keys(), set(), "and it left nothing")
+
+    def test_write_without_a_credential_is_refused_and_another_server_is_told_first(self) -> None:
+        """The order of the answers: another server, no credential, another credential."""
+        database = self.open_database()
+        _raise(database, FIRST)
+        expect_equal(database.write(None, "a", 1), NO_CREDENTIAL, "it carries none")
+        database.restart()
+        expect_equal(database.write(None, "a", 1), SERVER_CHANGED, "the server is told before that")
+        expect_equal(database.write(SECOND, "a", 1), SERVER_CHANGED, "and before another credential")
+        expect_equal(database.keys(), set(), "nothing was written")
+
     # -- another server -----------------------------------------------------------------------------------------------
 
     def test_server_that_started_anew_takes_no_write_until_a_greater_token_is_raised(self) -> None:
@@ -197,6 +243,24 @@ class FenceConformance:
         expect_equal(_raise(database, SECOND, last_count=1), Raised(), "a greater one is")
         expect_equal(database.write(SECOND, "b", 2), WRITTEN, "and its holder writes")
 
+    def test_older_copy_takes_no_write_until_a_greater_token_is_raised(self) -> None:
+        """R23: neither of the holder whose raise is lost, nor of the one whose token the copy holds."""
+        _go_back(self.open_database(), promoted=False)
+
+    def test_promoted_standby_takes_no_write_until_a_greater_token_is_raised(self) -> None:
+        """R23: the same on another timeline."""
+        _go_back(self.open_database(), promoted=True)
+
+    def test_raise_is_refused_when_an_older_copy_has_the_version_that_was_read(self) -> None:
+        """R20: the version alone does not tell; the server does."""
+        database = self.open_database()
+        _raise(database, FIRST)
+        database.copy()
+        expected = _floor(database, last_count=1).expected
+        database.put_back(promoted=False)
+        answer = database.raise_token(SECOND, expected, ME)
+        expect(isinstance(answer, RaiseMoved), f"the server has changed, and the answer is {answer}")
+
     def test_rebase_refuses_everybody_until_a_greater_token_is_raised(self) -> None:
         """R17: the token stays, its holder is out, and another elector may come."""
         database = self.open_database()
@@ -209,6 +273,26 @@ class FenceConformance:
         if isinstance(floor, FloorRead):
             expect_equal(database.raise_token(SECOND, floor.expected, stranger), Raised(), "another elector raises")
         expect_equal(database.write(SECOND, "b", 2), WRITTEN, "and its holder writes")
+
+
+def _go_back(database: FencedDatabase, *, promoted: bool) -> None:
+    """To a copy from before the second holding's raise."""
+    _raise(database, FIRST)
+    expect_equal(database.write(FIRST, "a", 1), WRITTEN, "written before the copy")
+    database.copy()
+    # The copy may have cost a start of the server: the second holding raises on whichever runs now.
+    expect_equal(_raise(database, SECOND, last_count=1), Raised(), "the second holding raises")
+    expect_equal(database.write(SECOND, "b", 2), WRITTEN, "written after the copy")
+    database.put_back(promoted=promoted)
+    expect_equal(database.keys(), {"a"}, "what came after the copy is lost")
+    expect_equal(_floor(database, last_count=2).token, 1, "the raise is, too")
+    expect_equal(database.write(SECOND, "c", 3), SERVER_CHANGED, "the last holder is refused")
+    expect_equal(database.write(FIRST, "d", 4), SERVER_CHANGED, "and so is the one that the copy knows")
+    answer = _raise(database, FIRST, last_count=2)
+    expect(isinstance(answer, FenceRefused), f"its token is not raised again, and not answered {answer}")
+    third = Credential(3, "f" * 32)
+    expect_equal(_raise(database, third, last_count=3), Raised(), "a greater one is")
+    expect_equal(database.write(third, "b", 2), WRITTEN, "and its holder writes what was lost")
 
 
 def _floor(database: FencedDatabase, *, last_count: int = 0) -> FloorRead:

@@ -39,6 +39,8 @@ class WriteAnswer(enum.Enum):
     STALE = enum.auto()
     #: TN004: another server took its place, or it started anew.
     SERVER_CHANGED = enum.auto()
+    #: TN003: the transaction carries none.
+    NO_CREDENTIAL = enum.auto()
 
 
 @dataclass(slots=True)
@@ -103,7 +105,7 @@ class Database:
             return
         identity = ElectorIdentity(elector_id, generation, lineage)
         request = RaiseRequest(identity, credential, holder, expected)
-        if not self._open:
+        if not self._must_wait(request):
             self._judge(request, reply)
             return
         # It stands in line for the lock; nobody who comes later passes the check before it.
@@ -111,6 +113,10 @@ class Database:
         if len(self._raises) == 1:
             server = self._live
             self._world.after(GRACE_NS, lambda: self._clear_the_way() if server is self._live else None)
+
+    def _must_wait(self, request: RaiseRequest) -> bool:
+        """As ``fence/raising.py``: a raise that cannot succeed is refused at once, and ends nobody's session."""
+        return bool(self._open) and not isinstance(judge_raise(self.row, self._live, request), Refusal)
 
     def _judge(self, request: RaiseRequest, reply: Reply) -> None:
         verdict = judge_raise(self.row, self._live, request)
@@ -128,7 +134,7 @@ class Database:
         reply(Raised())
 
     def _clear_the_way(self) -> None:
-        """End the sessions that the raise waits for: what they have written is undone."""
+        """End the sessions that hold the fence: what they have written is undone."""
         for key in list(self._open):
             ended = self._open.pop(key)
             ended.commit.cancel()
@@ -149,7 +155,7 @@ class Database:
 
     # -- payments -----------------------------------------------------------------------------------------------------
 
-    def write(self, credential: Credential, write: Write, reply: Reply, *, lasts_ns: int = 0) -> None:
+    def write(self, credential: Credential | None, write: Write, reply: Reply, *, lasts_ns: int = 0) -> None:
         """Check and insert now, commit ``lasts_ns`` later; the answers are those of ``create_check.sql``, in its order.
 
         Replies with a :class:`WriteAnswer`, or ``LOST`` if its session was ended.
@@ -159,7 +165,8 @@ class Database:
             self._behind.setdefault(key, []).append(lambda: self.write(credential, write, reply, lasts_ns=lasts_ns))
             return
         refusal = self._check(credential)
-        self.ledger.offered(stale=refusal is not None)
+        # By what was raised, and not by the row alone: a check that lets one pass is seen to.
+        self.ledger.offered(stale=refusal is not None or write.token < self.highest_raised)
         if refusal is not None:
             self.ledger.refused(stale=True)
             reply(refusal)
@@ -174,10 +181,12 @@ class Database:
             commit = self._world.after(lasts_ns, lambda: self._end(key))
             self._open[key] = _Open(write, reply, commit)
 
-    def _check(self, credential: Credential) -> WriteAnswer | None:
+    def _check(self, credential: Credential | None) -> WriteAnswer | None:
         row, live = self.row, self._live
         if (row.timeline, row.server_start) != (live.timeline, live.server_start):
             return WriteAnswer.SERVER_CHANGED
+        if credential is None:
+            return WriteAnswer.NO_CREDENTIAL
         if (credential.token, credential.nonce) != (row.token, row.nonce):
             return WriteAnswer.STALE
         return None
@@ -212,6 +221,7 @@ class Database:
     def rebase(self) -> None:
         """``tenure fence rebase``: the same token under another nonce and version, for whichever elector comes."""
         self._world.note("database", "the fence is rebased")
+        self._clear_the_way()
         self._log.append(self.row)
         self.row = msgspec.structs.replace(
             self.row,
