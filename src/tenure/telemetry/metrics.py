@@ -70,7 +70,7 @@ class _StatusCollector(Collector):
         )
         yield GaugeMetricFamily(
             "tenure_is_leader",
-            "1 while this member holds a valid lease and a raised fence, else 0.",
+            "1 while this member is shown as leader, so over a raised fence, else 0.",
             int(status.state is State.LEADER),
         )
         yield GaugeMetricFamily("tenure_term", "The highest term that this member durably knows.", status.term)
