@@ -9,7 +9,7 @@ ARGS   ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-fast fuzzy sim mutants lint verify fix lock bench-raft \
-	bench-raft-sizes bench-raft-voters bench-raft-idle bench-raft-long bench-failover bench-failover-steady clean
+	bench-raft-sizes bench-raft-voters bench-raft-idle bench-raft-long bench-failover bench-failover-steady bench-check clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
