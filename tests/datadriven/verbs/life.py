@@ -10,7 +10,7 @@ from support.virtual_cluster import SETTINGS, VirtualCluster
 from tenure.instants import NS_PER_MS, Reading
 
 
-@verb("cluster 3 seed=1 lease=1000 election=1000 rate-error=10000 fence-delay=0")
+@verb("cluster 3 seed=1 lease=1000 election=1000 rate-error=10000 wait-out=always fence-delay=0")
 def cluster(world: World, line: Line) -> list[str]:
     """Begin with so many members, all running; times in ms, the rate error in millionths."""
     size = int(line.word())
@@ -19,6 +19,7 @@ def cluster(world: World, line: Line) -> list[str]:
         lease_duration_ms=line.number("lease", SETTINGS.lease_duration_ms),
         election_timeout_ms=line.number("election", SETTINGS.election_timeout_ms),
         clock_rate_error_ppm=line.number("rate-error", SETTINGS.clock_rate_error_ppm),
+        wait_out=line.option("wait-out", SETTINGS.wait_out),
     )
     begun = VirtualCluster(size=size, seed=line.number("seed", 1), settings=settings)
     begun.fence_delay_ms = line.number("fence-delay", 0)

@@ -54,6 +54,13 @@ def return_body(world: World, line: Line) -> None:
     world.cluster.return_body(world.member(line.word()))
 
 
+@verb("application-answers old")
+def application_answers(world: World, line: Line) -> None:
+    """The application of a member is seen alive now; before the first time it is not judged (R13)."""
+    node = world.node(line.word())
+    world.cluster.core(node.raft_id).holding.application_at = world.cluster.reading(node)
+
+
 @verb("refuse old")
 def refuse(world: World, line: Line) -> None:
     """The database refuses a write of a member."""
