@@ -225,14 +225,22 @@ class Scope(Forkable):
 
     def leave(self) -> None:
         """The body has returned, and only now may RELEASE be written (R9). Idempotent."""
+        self._leave(Standing.OFFERED, Standing.TAKEN, Standing.ENTERED)
+
+    def give_back(self) -> None:
+        """Nobody will enter the scope. If somebody has, its body has not returned, on whichever thread it is (R9)."""
+        self._leave(Standing.OFFERED, Standing.TAKEN)
+
+    def _leave(self, *standings: Standing) -> None:
         with self._lock:
-            if self._state is Standing.EXITED:
+            if self._state not in standings:
                 return
             self._state = Standing.EXITED
             if self._reason is None:
                 self._reason, self._window = LossReason.STEPPED_DOWN, CLOSED
+            overdue_told = self._overdue_told
         self._overdue.cancel()
-        if self._overdue_told:
+        if overdue_told:
             logger.warning("the work of the leadership of term %d has returned now", self._term)
             self._on_overdue(None)
         if self._timer is not None:
@@ -310,16 +318,20 @@ class Scope(Forkable):
         if self._state is not Standing.ENTERED:
             return
         place = self._place()
-        self._overdue_told = True
-        logger.error(
-            "the leadership of term %d ended (%s) %g s ago and its work has not returned: %s. The database refuses its "
-            "writes; this member does not stand for election until it returns",
-            self._term,
-            self._reason,
-            OVERDUE_SECONDS,
-            place,
-        )
-        self._on_overdue(place)
+        with self._lock:
+            # It may have returned meanwhile: then nobody would ever take the report back.
+            if self._state is not Standing.ENTERED:
+                return
+            self._overdue_told = True
+            logger.error(
+                "the leadership of term %d ended (%s) %g s ago and its work has not returned: %s. The database refuses "
+                "its writes; this member does not stand for election until it returns",
+                self._term,
+                self._reason,
+                OVERDUE_SECONDS,
+                place,
+            )
+            self._on_overdue(place)
 
     def _lost_error(self) -> LeadershipLost:
         reason = self._reason or LossReason.LEASE_EXPIRED

@@ -180,7 +180,8 @@ class SyncMember:
     def terms(self) -> Iterator[SyncLeadership]:
         """Each leadership that this member wins, one at a time; ends when the member closes.
 
-        What is not entered before the next one is asked for counts as returned.
+        What is not entered before the next one is asked for counts as returned; what another thread has entered does
+        not, and the next one comes after it has returned.
 
         Raises:
             TenureError: the node had to stop (R2); the process should exit.
@@ -189,7 +190,7 @@ class SyncMember:
             try:
                 yield leadership
             finally:
-                leadership.leave()
+                leadership.give_back()
 
     @property
     def leadership(self) -> SyncLeadership | None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent import futures
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,38 @@ def test_body_that_returns_gives_leadership_up(member: tenure.SyncMember):
     assert first.reason is LossReason.STEPPED_DOWN
     second = next(terms)
     assert second.term > first.term
+
+
+@pytest.mark.parametrize("asks", [True, False])
+def test_R9_body_on_another_thread_has_not_returned_when_the_next_leadership_is_asked_for(
+    member: tenure.SyncMember, asks: bool
+):
+    """Whoever waits for the loss only, while another thread works, must not have its RELEASE written."""
+    entered, release = threading.Event(), threading.Event()
+    terms = member.terms()
+    first = next(terms)
+
+    def work() -> None:
+        with first:
+            entered.set()
+            release.wait(BOUND_SECONDS)
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    assert entered.wait(BOUND_SECONDS)
+    assert member.step_down()
+    assert first.wait_lost(BOUND_SECONDS) is LossReason.STEPPED_DOWN
+    if not asks:
+        terms.close()
+        terms = member.terms()
+    second = futures.ThreadPoolExecutor(1).submit(next, terms)
+    try:
+        # Five leases: as long as the work runs, this member may not lead again (R10).
+        assert not futures.wait({second}, 1.0).done
+    finally:
+        release.set()
+        worker.join(BOUND_SECONDS)
+    assert second.result(BOUND_SECONDS).token > first.token
 
 
 def test_error_of_the_body_passes_through(member: tenure.SyncMember):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import threading
@@ -253,6 +254,28 @@ async def test_work_that_returns_in_time_is_not_reported():
         pass
     await asyncio.sleep(0.05)
     assert owner.places == ended.places == []
+
+
+@pytest.mark.asyncio
+@pytest.mark.usefixtures("_soon_overdue")
+async def test_work_that_returns_while_it_is_being_reported_does_not_stay_reported(monkeypatch: pytest.MonkeyPatch):
+    """The report is made on another thread, which may be slow to find the place."""
+    owner, looking, returned = Owner(), threading.Event(), threading.Event()
+
+    def slow_place() -> str:
+        looking.set()
+        returned.wait(5)
+        return "somewhere"
+
+    monkeypatch.setattr(owner.handle, "_place", slow_place)
+    async with owner.handle:
+        owner.handle.revoke(LossReason.DEPOSED)
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        assert await asyncio.to_thread(looking.wait, 5)
+    returned.set()
+    await asyncio.to_thread(owner.handle._overdue.join, 5)
+    assert owner.places[-1:] in ([], [None])
 
 
 # -- what a check costs --------------------------------------------------------------------------------------------
