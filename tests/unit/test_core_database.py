@@ -64,3 +64,12 @@ def test_own_answer_ends_it_when_it_comes():
     seen.answered(at(5.9))
     assert seen.silent_ns(at(6)) == SECOND // 10
     assert seen.heir(VOTERS, at(6)) is None
+
+
+def test_restarted_member_says_nothing_until_the_database_has_answered_it():
+    """With a fresh clock it would seem to have had an answer later than everybody else, and be handed an office."""
+    seen = DatabaseSights(timeout_ns=3 * SECOND, started=at(2))
+    assert seen.told_ns(at(2.5)) is None
+    assert seen.silent_ns(at(2.5)) == SECOND // 2
+    seen.answered(at(3))
+    assert seen.told_ns(at(3.5)) == SECOND // 2

@@ -18,14 +18,22 @@ class DatabaseSights:
     def __init__(self, *, timeout_ns: int, started: Reading) -> None:
         self._timeout_ns = timeout_ns
         self._answered_at = started
+        self._has_answered = False
         self._others: dict[int, Reading] = {}
 
     def answered(self, at: Reading) -> None:
         """The database answered this member; ``at`` was read before it was asked."""
-        self._answered_at = at
+        self._answered_at, self._has_answered = at, True
+
+    def told_ns(self, now: Reading) -> int | None:
+        """What this member tells its leader: for how long the database has not answered; None before its first answer.
+
+        A member that has only just started would seem to have had an answer later than all others.
+        """
+        return self.silent_ns(now) if self._has_answered else None
 
     def silent_ns(self, now: Reading) -> int:
-        """For how long the database has not answered this member: what it tells its leader."""
+        """For how long the database has not answered this member, its start counted as an answer."""
         elapsed = elapsed_for_holder(self._answered_at, now)
         return self._timeout_ns if elapsed is None else elapsed
 

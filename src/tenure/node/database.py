@@ -42,8 +42,9 @@ async def watch_database(fence: FenceAdapter, links: Links, feed: Feed, config: 
 
     def judge(core: MemberCore) -> list[Effect]:
         phase, now = core.holding.phase, read_clocks()
-        if phase is Phase.FOLLOWING and (leader_id := core.view().leader_id):
-            links.tell(leader_id, DatabaseSeen(silent_ns=sights.silent_ns(now)))
+        told_ns = sights.told_ns(now)
+        if phase is Phase.FOLLOWING and told_ns is not None and (leader_id := core.view().leader_id):
+            links.tell(leader_id, DatabaseSeen(silent_ns=told_ns))
         if phase is Phase.FOLLOWING or phase in LEAVING:
             return []
         heir = sights.heir(core.membership().voters, now)
