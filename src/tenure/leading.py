@@ -85,6 +85,9 @@ async def _run(main: Callable[[Any], Any], config: Config, dsn: str) -> Any:
 async def _lead(member: Any, main: Callable[[Any], Any], body: Callable[[Any, Any], Awaitable[Any]]) -> Any:
     async for leadership in member.terms():
         done, value = await body(main, leadership)
+        if (task := asyncio.current_task()) is not None and task.cancelling():
+            # The signal came, and the work did not let it through.
+            raise asyncio.CancelledError
         if done:
             return value
     return None

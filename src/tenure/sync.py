@@ -107,6 +107,13 @@ class SyncLeadership(Scope):
             if self._state is Standing.OFFERED:
                 self._state = Standing.TAKEN
 
+    def void_after_fork(self) -> None:
+        """See :class:`Forkable`. Whoever would tell the child of the end is in the parent."""
+        super().void_after_fork()
+        self._lost, self._news = Future(), threading.Event()
+        self._lost.set_result(LossReason.FORKED)
+        self._news.set()
+
     def _tell_lost(self, reason: LossReason) -> None:
         self._lost.set_result(reason)
         self._news.set()

@@ -87,3 +87,16 @@ async def test_leased_returns_at_once_when_everything_waits_and_raises_when_it_e
             await asyncio.Event().wait()
         with pytest.raises(tenure.LeadershipLost):
             await waiting
+
+
+@pytest.mark.asyncio
+async def test_member_that_could_not_be_opened_leaves_nothing_on_the_loop(tmp_path: Path):
+    """A program that tries again every second would collect one timer, and one member, with each attempt."""
+    config = config_of(tmp_path, lease={"application_heartbeat_timeout_ms": 300})
+    failed = tenure.open(config)
+    async with tenure.open(config):
+        with pytest.raises(tenure.DirectoryInUse):
+            await failed.__aenter__()
+    beaten_at = failed.application_at
+    await asyncio.sleep(0.2)
+    assert failed.application_at == beaten_at

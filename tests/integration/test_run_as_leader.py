@@ -109,6 +109,22 @@ def on_thread(leadership):
     print("leads", flush=True)
     print("ended", leadership.wait_lost(), flush=True)
 
+async def stubborn(leadership):
+    print("leads", flush=True)
+    try:
+        await asyncio.Event().wait()
+    except asyncio.CancelledError:
+        print("ended", flush=True)
+    return "value"
+
+async def clinging(leadership):
+    leadership.report_refused(tenure.StaleToken("refused", resource="payments", held=1, seen=2))
+    for line in ("leads", "ended"):
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            print(line, flush=True)
+
 def hangs(leadership):
     print("leads", flush=True)
     time.sleep(60)
@@ -123,6 +139,8 @@ print("returned", tenure.run_as_leader({main}, config=config_of(Path({folder!r})
     [
         ("on_loop", signal.SIGTERM, ["ended", "returned None"]),
         ("on_loop", signal.SIGINT, ["ended", "returned None"]),
+        ("stubborn", signal.SIGTERM, ["ended", "returned None"]),
+        ("clinging", signal.SIGTERM, ["ended", "returned None"]),
         ("on_thread", signal.SIGTERM, ["ended closed", "returned None"]),
         ("hangs", signal.SIGTERM, ["returned None"]),
     ],
@@ -130,7 +148,10 @@ print("returned", tenure.run_as_leader({main}, config=config_of(Path({folder!r})
 def test_work_is_ended_and_the_process_goes_on_when_a_signal_comes(
     tmp_path: Path, main: str, number: signal.Signals, expected: list[str]
 ):
-    """The process ends 0 in all of these; a thread that does not return is left behind and holds nothing up."""
+    """The process ends 0 in all of these; a thread that does not return is left behind and holds nothing up.
+
+    Work that swallows its cancellation has not had its way either, whether it was leading or had lost it before.
+    """
     code = SCRIPT.format(tests=str(Path(__file__).parents[1]), folder=str(tmp_path), main=main)
     process = subprocess.Popen(
         [sys.executable, "-W", "error", "-c", code],

@@ -223,7 +223,8 @@ with tenure.open_sync(config_of(Path({folder!r}))) as member:
             child = os.fork()
             if child == 0:
                 for call in (leadership.check, lambda: leadership.credential, lambda: member.leadership,
-                             lambda: next(member.terms()), member.status, member.step_down, leadership.remaining):
+                             lambda: next(member.terms()), member.status, member.step_down, leadership.wait_leased,
+                             leadership.remaining, lambda: leadership.wait_lost(2.0)):
                     print(told(call), flush=True)
                 member.close()
                 os._exit(0)
@@ -249,10 +250,12 @@ def test_member_and_leadership_are_void_in_a_forked_child_and_the_parent_goes_on
         "NodeClosed",
         "NodeClosed",
         "NodeClosed",
+        "LeadershipLost",
         "0.0",
+        "forked",
         "the parent leads",
     ]
-    assert all("forked" in line for line in lines[:6])
+    assert all("forked" in line for line in lines[:7])
 
 
 def test_application_thread_is_named_and_does_not_keep_the_process(member: tenure.SyncMember):

@@ -95,7 +95,12 @@ class Member(Administration, Forkable):
         self._loop = asyncio.get_running_loop()
         self._failed = self._loop.create_future()
         self._beat()
-        await self._driver.open()
+        try:
+            await self._driver.open()
+        except BaseException:
+            if self._beats is not None:
+                self._beats.cancel()
+            raise
         self._requests.start(self._loop)
         return self
 
