@@ -67,12 +67,18 @@ class Played:
         if verb == "promote":
             if self.behind > 0:
                 self.behind -= 1000
-                return 409, {"code": "not_caught_up", "detail": f"{name} is {self.behind + 1000} entries behind"}
+                return 409, {"code": "not_caught_up", "detail": f"{name} is {self.behind + 1000} entries behind",
+                             "behind": self.behind + 1000}  # fmt: skip
             self.find(name)["role"] = "voter"
             return 200, self.find(name)
         if verb == "demote":
             self.find(name)["role"] = "learner"
             return 200, self.find(name)
+        if path == "/v1/leadership/transfer":
+            self.leader = body.get("to") or "payment-1c"
+            for member in self.members:
+                member["leads"] = member["name"] == self.leader
+            return 200, {"leader": self.leader, "leader_url": self.urls[self.leader], "term": 7}
         if method == "DELETE":
             self.members = [member for member in self.members if member["name"] != name]
             return 204, {}
@@ -268,6 +274,84 @@ def test_add_ends_with_124_when_the_time_is_over(operator: Operator):
     assert operator.run("member", "add", "payment-1d", "--wait", "0.1") == ExitCode.TIMED_OUT
     assert "it stays a learner" in operator.err
     assert operator.run("member", "add", "payment-1d", "--wait", "-1") == ExitCode.USAGE
+
+
+def test_add_asks_whether_a_learner_runs_only_when_it_has_been_silent_for_a_while(operator: Operator):
+    """Every one that was just added has answered nothing yet."""
+    operator.played.add("payment-1d", "learner")
+    asked, silent_for = 0, 2
+
+    def silent(node: str, method: str, path: str) -> tuple[int, dict[str, Any]] | None:
+        nonlocal asked
+        if not path.endswith("/promote") or node != "payment-1a":
+            return None
+        asked += 1
+        problem = {
+            "code": "not_caught_up",
+            "detail": "payment-1d has not answered lately: is it running",
+            "behind": None,
+        }
+        return (409, problem) if asked <= silent_for else None
+
+    operator.played.before = silent
+    assert operator.run("member", "add", "payment-1d") == ExitCode.OK
+    assert "catching up" not in operator.err
+    operator.played.find("payment-1d")["role"] = "learner"
+    silent_for = 10**9
+    assert operator.run("member", "add", "payment-1d", "--wait", "0.6") == ExitCode.TIMED_OUT
+    assert operator.err.count("catching up: payment-1d has not answered lately") == 1
+
+
+# -- transfer ---------------------------------------------------------------------------------------------------------
+
+
+def test_transfer_hands_over_to_whom_it_names_or_to_anybody(operator: Operator):
+    assert operator.run("member", "transfer") == ExitCode.OK
+    assert operator.out == "payment-1c leads, term 7\n"
+    done = operator.json("member", "transfer", "--to", "payment-1a")
+    assert (done["leader"], done["before"], done["term"]) == ("payment-1a", "payment-1c", 7)
+    assert done["leader_url"] == operator.played.urls["payment-1a"]
+    transfers = [who for who, _, path in operator.played.requests if path == "/v1/leadership/transfer"]
+    assert set(transfers) >= {"payment-1a", "payment-1c"}
+
+
+def test_transfer_is_done_already_when_that_one_leads(operator: Operator):
+    done = operator.json("member", "transfer", "--to", "payment-1a")
+    assert (done["leader"], done["before"], done["term"]) == ("payment-1a", "payment-1a", 6)
+    assert "payment-1a leads already" in operator.err
+    assert operator.changes() == []
+
+
+def test_transfer_is_refused_when_nobody_could_take_over(operator: Operator):
+    operator.played.find("payment-1c")["active"] = False
+    operator.played.add("payment-1d", "learner")
+    for name, why in (
+        ("nobody", "is no member; the members are"),
+        ("payment-1d", "is a learner and cannot lead"),
+        ("payment-1c", "does not answer the leader"),
+    ):
+        assert operator.run("member", "transfer", "--to", name) == ExitCode.REFUSED
+        assert f"{name} {why}" in operator.err
+    operator.played.find("payment-1b")["active"] = False
+    assert operator.run("member", "transfer") == ExitCode.REFUSED
+    assert "nobody could take over" in operator.err
+    assert operator.run("member", "transfer", "payment-1b") == ExitCode.USAGE
+    assert operator.changes() == []
+
+
+def test_transfer_says_who_leads_when_it_is_another_one(operator: Operator):
+    handed = {"leader": "payment-1c", "leader_url": None, "term": 9}
+    operator.played.before = lambda node, method, path: (200, handed) if method == "POST" else None
+    assert operator.run("member", "transfer", "--to", "payment-1b") == ExitCode.FAILED
+    assert operator.out == "payment-1c leads, term 9\n"
+    assert "payment-1c was elected and not payment-1b" in operator.err
+
+
+def test_transfer_names_the_command_that_tells_when_the_outcome_is_unknown(operator: Operator):
+    unknown = {"code": "outcome_unknown", "detail": "it has stepped down, and no other leader is known yet"}
+    operator.played.before = lambda node, method, path: (504, unknown) if method == "POST" else None
+    assert operator.run("member", "transfer") == ExitCode.OUTCOME_UNKNOWN
+    assert "next: tenure member list" in operator.err
 
 
 # -- remove, demote ---------------------------------------------------------------------------------------------------

@@ -118,8 +118,11 @@ class Answer:
         code = self.document.get("code")
         return code if self.status >= 400 and isinstance(code, str) else None
 
-    def require(self) -> dict[str, Any]:
-        """The document of a success; :class:`CommandError` with the exit code that fits otherwise."""
+    def require(self, *, when_unknown: str | None = None) -> dict[str, Any]:
+        """The document of a success; :class:`CommandError` with the exit code that fits otherwise.
+
+        ``when_unknown`` is the command that tells what became of it where the outcome is not known.
+        """
         if self.status < 400:
             return self.document
         detail = printable(self.document.get("detail")) or f"HTTP {self.status}"
@@ -131,7 +134,7 @@ class Answer:
             503: ExitCode.NO_LEADER,
             504: ExitCode.OUTCOME_UNKNOWN,
         }
-        next_step = None
+        next_step = when_unknown if self.status == 504 else None
         if self.status == 401:
             next_step = f"give the token: --operator-token-file FILE, or {TOKEN_VARIABLE}"
         elif self.status == 403:

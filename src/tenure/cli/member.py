@@ -1,4 +1,4 @@
-"""``tenure member list|add|promote|demote|remove|replace``: the members of a running cluster, by an operator's hand.
+"""``tenure member list|add|promote|demote|transfer|remove|replace``: a running cluster's members, by hand.
 
 What may cost the cluster its quorum is refused before it is asked for. Adding and replacing can be interrupted at any
 place: run again, they look where things stand and go on. They end with 0, 2 for wrong use, 3 where nobody leads, 4
@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import App, Parameter
 
 from tenure.cli.cluster import Connection, printable
-from tenure.cli.output import CommandError, ExitCode, Output, emit_json, emit_table, emit_text, say
+from tenure.cli.output import CommandError, ExitCode, Output, emit_json, emit_table, emit_text, fail, say
 
 if TYPE_CHECKING:
-    from tenure.cli.cluster import Cluster
+    from tenure.cli.cluster import Answer, Cluster
 
 app = App(name="member", help="Lists and changes the members of a running cluster.", result_action="return_value")
 
@@ -28,6 +28,7 @@ Wait = Annotated[float, Parameter(help="Seconds to wait until it has called and 
 Yes = Annotated[bool, Parameter(negative="", help="Do not ask.")]
 
 #: How long a member that was stopped may still count as answering: the leader notices within two election timeouts.
+#: So long one that was just added may answer nothing before that is told.
 QUIET_SECONDS = 5.0
 _LOOK_AGAIN_SECONDS = 0.3
 
@@ -92,6 +93,42 @@ def demote(name: Name, *, connection: Connection | None = None, output: Output =
 
 
 @app.command
+def transfer(
+    *,
+    to: Annotated[
+        str | None, Parameter(help="The voter to take over; without it the one with the most of the log.")
+    ] = None,
+    connection: Connection | None = None,
+    output: Output = "table",
+) -> ExitCode:
+    """Hand leadership over: work stops, the lease is released, and the successor waits for nothing.
+
+    Exit code: 0 handed over, or it led already; 4 it cannot take over; 1 another one than --to was elected.
+    """
+    with (connection or Connection()).open() as cluster:
+        listed = cluster.members()
+        before = listed["leader"]
+        if to is not None and to == before:
+            say(f"{to} leads already")
+            handed = {"leader": before, "leader_url": _known(listed, to)["url"], "term": listed["term"]}
+        else:
+            _check_successor(listed, to)
+            body = None if to is None else {"to": to}
+            handed = cluster.on_leader("POST", "/v1/leadership/transfer", body).require(
+                when_unknown="tenure member list"
+            )
+    leader = printable(handed["leader"])
+    if output == "json":
+        emit_json({**handed, "before": before})
+    else:
+        emit_text(f"{leader} leads, term {handed['term']}")
+    if to is None or to == handed["leader"]:
+        return ExitCode.OK
+    fail(f"{leader} was elected and not {to}", f"tenure member transfer --to {to}")
+    return ExitCode.FAILED
+
+
+@app.command
 def remove(name: Name, *, yes: Yes = False, connection: Connection | None = None, output: Output = "table") -> None:
     """Remove a member for good: its node ends by itself, and its data directory is of no use any more."""
     with (connection or Connection()).open() as cluster:
@@ -153,20 +190,29 @@ def _bring_in(cluster: Cluster, name: str, *, learner: bool, deadline: float) ->
         return
     if learner:
         return
-    said = ""
-    while True:
-        answer = cluster.on_leader("POST", f"/v1/members/{_path(name)}/promote")
-        if answer.code != "not_caught_up":
-            break
-        progress = printable(answer.document.get("detail"))
-        if progress != said:
-            say(f"catching up: {progress}")
-            said = progress
-        _sleep_until(deadline, f"{name} has not caught up; it stays a learner", name)
+    answer = _promoted(cluster, name, deadline)
     if answer.status == 409 and (member := _find(cluster.members(), name)) and member["role"] == "voter":
         # Somebody else has promoted it meanwhile, or an earlier run of this command has.
         return
     answer.require()
+
+
+def _promoted(cluster: Cluster, name: str, deadline: float) -> Answer:
+    """Ask for its vote until the answer is another one than that it lacks too much of the log."""
+    said, quiet_until = "", time.monotonic() + QUIET_SECONDS
+    while True:
+        answer = cluster.on_leader("POST", f"/v1/members/{_path(name)}/promote")
+        if answer.code != "not_caught_up":
+            return answer
+        progress = printable(answer.document.get("detail"))
+        # One that was just added has answered nothing yet: that is worth a word only if it stays like that.
+        counted = isinstance(answer.document.get("behind"), int)
+        if progress != said and (counted or time.monotonic() >= quiet_until):
+            say(f"catching up: {progress}")
+            said = progress
+        if counted:
+            quiet_until = time.monotonic() + QUIET_SECONDS
+        _sleep_until(deadline, f"{name} has not caught up; it stays a learner", name)
 
 
 def _wait_for_call(cluster: Cluster, listed: dict[str, Any], name: str, deadline: float) -> None:
@@ -231,6 +277,32 @@ def _remove(cluster: Cluster, name: str) -> None:
         # A leader that removed itself may be gone before its answer is here: the others know.
         if error.code is not ExitCode.OUTCOME_UNKNOWN or _find(cluster.members(), name) is not None:
             raise
+
+
+def _check_successor(listed: dict[str, Any], to: str | None) -> None:
+    """Refuse what would end the leadership for nothing."""
+    if to is None:
+        rest = [member for member in listed["members"] if member["role"] == "voter" and not member["leads"]]
+        if not any(member["active"] for member in rest):
+            raise CommandError(
+                "no other voter answers the leader: nobody could take over",
+                next_step="tenure member list",
+                code=ExitCode.REFUSED,
+            )
+        return
+    member = _known(listed, to)
+    if member["role"] != "voter":
+        raise CommandError(
+            f"{to} is a {member['role']} and cannot lead",
+            next_step=f"tenure member promote {to}",
+            code=ExitCode.REFUSED,
+        )
+    if not member["active"]:
+        raise CommandError(
+            f"{to} does not answer the leader: it could not take over",
+            next_step="tenure member list",
+            code=ExitCode.REFUSED,
+        )
 
 
 def _check_rest(listed: dict[str, Any], member: dict[str, Any]) -> None:

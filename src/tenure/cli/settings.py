@@ -52,7 +52,7 @@ def change(
         settings = cluster.on_leader("PATCH", "/v1/settings", changed).require()
     _print(settings, output)
     if {"lease_duration_ms", "clock_rate_error_ppm", "wait_out"} & set(changed):
-        say("what concerns the lease counts from the next leadership on: POST /v1/leadership/transfer makes one")
+        say("what concerns the lease counts from the next leadership on: tenure member transfer makes one")
     if {"heartbeat_interval_ms", "election_timeout_ms"} & set(changed):
         say("heartbeat and election timeout count from each node's next start: restart one after the other")
 
