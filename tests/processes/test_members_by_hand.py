@@ -220,8 +220,11 @@ def test_operator_looks_at_and_changes_a_running_cluster(tmp_path: Path, databas
         assert code == 4
         assert "lease_duration_ms: 10 must lie between" in err
 
-        taken = members.json("snapshot", "take", *everyone, asked=NAMES[0])["taken"]
+        taken = members.json("snapshot", "take", *everyone, asked=NAMES[0])["nodes"]
         assert sorted(snapshot["node"] for snapshot in taken) == sorted(NAMES)
+        # Nothing is new then: that is no error.
+        again = members.json("snapshot", "take", *everyone, asked=NAMES[0])["nodes"]
+        assert [node["taken"] for node in again] == [False] * 3
         verified = members.json("log", "verify", *everyone, asked=NAMES[0])
         assert verified["valid"]
         assert all(report["records"] > 5 for report in verified["nodes"])

@@ -460,7 +460,7 @@ def test_log_and_snapshots_are_told_by_the_node_itself_when_an_endpoint_is_named
         ("POST", "/v1/log/verify"): (200, report),
         ("GET", "/v1/log"): (200, state),
         ("GET", "/v1/snapshots"): (200, snapshots),
-        ("POST", "/v1/snapshots"): (201, {"node": "payment-1b", "index": 9}),
+        ("POST", "/v1/snapshots"): (201, {"node": "payment-1b", "index": 9, "taken": True}),
     }
     operator.played.before = lambda node, method, path: answers.get((method, path))
     assert operator.run("log", "verify") == ExitCode.OK
@@ -479,8 +479,16 @@ def test_log_and_snapshots_are_told_by_the_node_itself_when_an_endpoint_is_named
     assert "payment-1b: the batch 3 fails" in operator.err
     snapshots["snapshots"] = [{**stored, "verified": False, "problem": "it fails its checksum"}]
     assert operator.run("snapshot", "inspect") == ExitCode.VERIFICATION_FAILED
-    answers["POST", "/v1/snapshots"] = (409, {"code": "snapshot_refused", "detail": "nothing was applied"})
+    answers["POST", "/v1/snapshots"] = (409, {"code": "snapshot_refused", "detail": "the disk is full"})
     assert operator.run("snapshot", "take") == ExitCode.REFUSED
+
+
+def test_snapshot_is_said_to_stand_when_there_is_nothing_new_to_take(operator: Operator):
+    answer = {"node": "payment-1b", "index": 9, "taken": False}
+    operator.played.before = lambda node, method, path: (200, answer)
+    assert operator.run("snapshot", "take") == ExitCode.OK
+    assert operator.out == "payment-1b: nothing was applied since the last one, which stands, up to log entry 9\n"
+    assert operator.json("snapshot", "take")["nodes"] == [answer]
 
 
 # -- the token --------------------------------------------------------------------------------------------------------

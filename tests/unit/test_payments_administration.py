@@ -79,6 +79,8 @@ class AdministeredMember(FakeMember):
             heartbeat_interval_ms=100, election_timeout_ms=1000, lease_duration_ms=1000, clock_rate_error_ppm=10_000
         )
         self.error: Exception | None = None
+        self.refused_snapshot: Exception | None = None
+        self.applied_index = 44
         self.caught_up = asyncio.Event()
         self.caught_up.set()
         self.calls: list[tuple[Any, ...]] = []
@@ -114,6 +116,8 @@ class AdministeredMember(FakeMember):
         return to or "payment-1b"
 
     async def snapshot(self) -> int:
+        if self.refused_snapshot is not None:
+            raise self.refused_snapshot
         self.done("snapshot")
         return 41
 
@@ -124,7 +128,7 @@ class AdministeredMember(FakeMember):
 
     async def log_state(self) -> LogState:
         self.done("log_state")
-        return LogState(term=6, commit_index=45, applied_index=44, snapshot_index=41, last_index=46)
+        return LogState(term=6, commit_index=45, applied_index=self.applied_index, snapshot_index=41, last_index=46)
 
     async def verify_storage(self) -> StorageReport:
         self.done("verify_storage")
@@ -338,7 +342,11 @@ async def test_leadership_is_handed_over_when_the_operator_asks_for_it():
 
 async def test_log_and_snapshots_of_any_node_are_told_when_the_operator_asks():
     async with service(leads=False) as rig:
-        assert (await rig.ask("POST", "/v1/snapshots")).json() == {"node": "payment-1a", "index": 41}
+        assert (await rig.ask("POST", "/v1/snapshots")).json() == {
+            "node": "payment-1a",
+            "index": 41,
+            "taken": True,
+        }
         listed = (await rig.ask("GET", "/v1/snapshots")).json()
         assert listed["log_starts_with"] == {"index": 41}
         assert [(s["id"], s["verified"], s["members"]) for s in listed["snapshots"]] == [
@@ -356,7 +364,17 @@ async def test_log_and_snapshots_of_any_node_are_told_when_the_operator_asks():
         }
         report = (await rig.ask("POST", "/v1/log/verify")).json()
         assert (report["valid"], report["problem"], report["index"]) == (False, "damaged", 9)
-        rig.member.error = SnapshotRefused("nothing was applied since the last snapshot")
+
+
+async def test_snapshot_is_not_taken_and_that_is_no_error_when_there_is_nothing_new():
+    async with service(leads=False) as rig:
+        rig.member.refused_snapshot = SnapshotRefused("nothing was applied since the last snapshot")
+        # Entries wait that were applied after it: then it was refused for another reason.
+        check_problem(await rig.ask("POST", "/v1/snapshots"), 409, "snapshot_refused")
+        rig.member.applied_index = 41
+        answer = await rig.ask("POST", "/v1/snapshots")
+        assert (answer.status_code, answer.json()) == (200, {"node": "payment-1a", "index": 41, "taken": False})
+        rig.member.error = NodeClosed("it belongs to no cluster yet")
         check_problem(await rig.ask("POST", "/v1/snapshots"), 409, "snapshot_refused")
 
 

@@ -8,6 +8,7 @@ guesses: done, surely not done, or 504 ``outcome_unknown``; the list of members 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Annotated, Any, Final, Literal, TypeVar
@@ -207,9 +208,19 @@ class Administration:
         )
 
     async def take_snapshot(self, _: Request) -> Response:
-        """``POST /v1/snapshots``: take one of this node now and compact its log."""
-        index = await self._member.snapshot()
-        return _json({"node": self._member.name, "index": index}, 201)
+        """``POST /v1/snapshots``: take one of this node now and compact its log.
+
+        201 with the entry up to which it stands; 200 with ``"taken": false`` where the last one has everything.
+        """
+        try:
+            index = await self._member.snapshot()
+        except SnapshotRefused:
+            with contextlib.suppress(NodeClosed):
+                log = await self._member.log_state()
+                if 0 < log.applied_index <= log.snapshot_index:
+                    return _json({"node": self._member.name, "index": log.snapshot_index, "taken": False})
+            raise
+        return _json({"node": self._member.name, "index": index, "taken": True}, 201)
 
     async def log(self, _: Request) -> Response:
         """``GET /v1/log``: where the log of this node stands."""

@@ -1,9 +1,9 @@
 """``tenure snapshot take|inspect``: has running nodes take a snapshot, and shows those of a node, each read to its end.
 
 Those of a stopped node are read from its data directory, those of a running one by the node itself (``--endpoint``).
-Looking changes nothing. They end with 2 for wrong use, 4 while a node runs on the directory or where none was taken,
-5 where a snapshot is damaged or missing, 1 where the directory cannot be read; of a running node also with 6 where it
-does not answer and 7 without the right token.
+Looking changes nothing. They end with 2 for wrong use, 4 while a node runs on the directory or where none could be
+taken, 5 where a snapshot is damaged or missing, 1 where the directory cannot be read; of a running node also with 6
+where it does not answer and 7 without the right token.
 """
 
 from __future__ import annotations
@@ -29,22 +29,26 @@ TAKE_SECONDS = 600.0
 
 @app.command
 def take(*, connection: Connection | None = None, output: Output = "table") -> ExitCode:
-    """Have each of the nodes take a snapshot now and compact its log; by default all that are found."""
-    taken: list[dict[str, Any]] = []
+    """Have each of the nodes take a snapshot now and compact its log; by default all that are found.
+
+    A node whose last snapshot has everything takes none, and that is well: exit code 0.
+    """
+    asked: list[dict[str, Any]] = []
     code = ExitCode.OK
     with (connection or Connection()).open() as cluster:
         for url in cluster.urls:
             try:
-                taken.append(cluster.at(url, "POST", "/v1/snapshots", seconds=TAKE_SECONDS))
+                asked.append(cluster.at(url, "POST", "/v1/snapshots", seconds=TAKE_SECONDS))
             except CommandError as error:
-                # One that has nothing to take, or is away, keeps nobody else from it.
+                # One that cannot, or is away, keeps nobody else from it.
                 fail(error.message, error.next_step)
                 code = error.code
     if output == "json":
-        emit_json({"taken": taken})
-    else:
-        for snapshot in taken:
-            emit_text(f"{printable(snapshot['node'])}: taken, up to log entry {snapshot['index']}")
+        emit_json({"nodes": asked})
+        return code
+    for answer in asked:
+        done = "taken" if answer["taken"] else "nothing was applied since the last one, which stands"
+        emit_text(f"{printable(answer['node'])}: {done}, up to log entry {answer['index']}")
     return code
 
 
