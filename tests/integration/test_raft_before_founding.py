@@ -43,7 +43,7 @@ async def test_call_is_refused_at_once_with_who_is_missing_when_the_cluster_is_n
     replicas = Replicas(tmp_path)
     node = await replicas.start("a")
     try:
-        await replicas.until(lambda: "waiting for b, c" in (node._driver.published.reason or ""))
+        await replicas.until(lambda: "waiting for b, c" in (node.stats().reason or ""))
         error = await refusal_of(call, node)
         assert "it belongs to no cluster yet, waiting for b, c to found the cluster" in str(error)
         assert str(pickle.loads(pickle.dumps(error))) == str(error)
@@ -63,6 +63,7 @@ async def test_call_is_refused_at_once_with_what_to_run_when_the_node_is_not_add
         await leader.add_learner("d")
         await replicas.until(lambda: node.stats().applied_index > 0)
         assert await node.settings() == await leader.settings()
+        assert leader.stats().reason is None
         with pytest.raises(tenure.NotLeader) as caught:
             await node.apply(b"x")
         assert caught.value.reason is None

@@ -68,7 +68,7 @@ _BARRIER = bytes([BARRIER])
 
 
 class Stats(msgspec.Struct, frozen=True):
-    """A member's numbers at one instant."""
+    """A member's numbers at one instant; ``reason`` says what keeps it from the cluster, None if nothing does."""
 
     role: str
     term: int
@@ -80,6 +80,7 @@ class Stats(msgspec.Struct, frozen=True):
     voters: int
     pending: int
     elections_observed: int
+    reason: str | None
 
 
 class RaftNode(Administration):
@@ -242,6 +243,7 @@ class RaftNode(Administration):
             voters=view.voters,
             pending=self._requests.waiting,
             elections_observed=view.elections_observed,
+            reason=view.reason,
         )
 
     # -- the node's thread calls these --------------------------------------------------------------------------------
