@@ -154,3 +154,12 @@ def test_command_line_ends_without_a_traceback_when_its_reader_goes_away(setting
     command = f"set -o pipefail; {Path(sys.executable).with_name('tenure')} config show --config {settings} | true"
     shown = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert shown.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("command", "has_default"),
+    [("log verify", False), ("log inspect", False), ("snapshot inspect", False), ("snapshot take", True)],
+)
+def test_help_names_a_default_of_endpoint_only_when_the_command_has_one(command, has_default, capsys) -> None:
+    assert main([*command.split(), "--help"]) == 0
+    assert ("TENURE_ENDPOINTS" in capsys.readouterr().out) is has_default

@@ -476,6 +476,26 @@ def test_R16_command_compares_survivors_by_their_last_entry(tmp_path: Path, caps
     assert main(["recover", "quorum", "--compare", str(shorter), str(longer)]) == ExitCode.REFUSED
 
 
+def test_R16_command_ignores_directories_of_no_member_when_it_compares(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """The operator names all that is left of the cluster; a removed member's may well have the longest log."""
+    survivor = directory_of(tmp_path / "c", [], name="c")
+    removed = directory_of(tmp_path / "b", [change([("remove", 2)], MembersChange(removed=(2,)))])
+    DataDirectory.open(tmp_path / "new", node_name="a", cluster_name="c").close()
+    folders = [str(removed), str(tmp_path / "new"), str(survivor)]
+    assert main(["recover", "quorum", "--compare", *folders]) == ExitCode.OK
+    told = capsys.readouterr()
+    assert "take c" in told.out
+    assert f"note: {removed} is ignored: b is no member by its own log" in told.err
+    assert main(["recover", "quorum", "--compare", *folders, "-o", "json"]) == ExitCode.OK
+    document = json.loads(capsys.readouterr().out)
+    assert document["take"] == str(survivor)
+    assert [entry["data_dir"] for entry in document["ignored"]] == folders[:2]
+    assert main(["recover", "quorum", "--compare", *folders[:2]]) == ExitCode.REFUSED
+    assert "nothing to compare" in capsys.readouterr().err
+
+
 def test_R16_command_takes_the_directory_and_the_peers_of_a_configuration(
     tmp_path: Path, living: Living, capsys: pytest.CaptureFixture[str]
 ):

@@ -103,6 +103,22 @@ class Connection:
             raise ConfigError("--operator-token-file", f"{self.operator_token_file} cannot be read: {error}") from None
 
 
+@Parameter(name="*")
+@dataclass(frozen=True)
+class NamedNodes(Connection):
+    """The options of a command that reads a stopped node's directory unless running nodes are named."""
+
+    endpoint: Annotated[
+        list[str] | None,
+        Parameter(
+            name="--endpoint",
+            negative_iterable="",
+            help="Base URL of a running node to ask instead, http://payment-1b:8080; repeat it for each. No default: "
+            "without it a stopped node's directory is read.",
+        ),
+    ] = None
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """What a node answered: the JSON object, empty where there was none."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 
-from tenure.cli.cluster import Connection, printable
+from tenure.cli.cluster import NamedNodes, printable
 from tenure.cli.output import CommandError, ExitCode, Output, emit_json, emit_table, emit_text, fail
 from tenure.cli.stopped import ConfigFile, DataDir, check_content, check_snapshot, read_log, stopped
 from tenure.errors import LogCorrupt
@@ -36,7 +36,7 @@ def verify(
     *,
     data_dir: DataDir = None,
     config: ConfigFile = None,
-    connection: Connection | None = None,
+    connection: NamedNodes | None = None,
     output: Output = "table",
 ) -> ExitCode:
     """Check every checksum of the log, its hard state, its records and the snapshots; name the first that fails.
@@ -73,7 +73,7 @@ def inspect(
     *,
     data_dir: DataDir = None,
     config: ConfigFile = None,
-    connection: Connection | None = None,
+    connection: NamedNodes | None = None,
     from_index: Annotated[int, Parameter(name="--from", help="Show entries from this index on.")] = 0,
     limit: Annotated[int, Parameter(help="How many entries are shown at most.")] = 20,
     output: Output = "table",
@@ -108,7 +108,7 @@ def inspect(
         emit_text(f"{len(chosen) - limit} more: --from {chosen[limit].index}, or a larger --limit")
 
 
-def _verify_running(connection: Connection, output: str) -> ExitCode:
+def _verify_running(connection: NamedNodes, output: str) -> ExitCode:
     with connection.open() as cluster:
         reports = [cluster.at(url, "POST", "/v1/log/verify", seconds=VERIFY_SECONDS) for url in cluster.urls]
     valid = all(report["valid"] for report in reports)
@@ -124,7 +124,7 @@ def _verify_running(connection: Connection, output: str) -> ExitCode:
     return ExitCode.OK if valid else ExitCode.VERIFICATION_FAILED
 
 
-def _inspect_running(connection: Connection, output: str) -> None:
+def _inspect_running(connection: NamedNodes, output: str) -> None:
     with connection.open() as cluster:
         states = [cluster.at(url, "GET", "/v1/log") for url in cluster.urls]
     if output == "json":

@@ -98,6 +98,10 @@ def quorum(
     return ExitCode.OK
 
 
+class _NoMember(CommandError):
+    """The directory is new, or that of a member that was removed: a cluster cannot go on with it."""
+
+
 # -- looking ----------------------------------------------------------------------------------------------------------
 
 
@@ -117,7 +121,7 @@ def _survivor(folder: Path) -> Survivor:
     except DirectoryInUse as error:
         raise CommandError(str(error), next_step="stop the node first", code=ExitCode.REFUSED) from None
     except MembershipRefused as error:
-        raise CommandError(str(error), code=ExitCode.REFUSED) from None
+        raise _NoMember(str(error), code=ExitCode.REFUSED) from None
     except LogCorrupt as error:
         raise CommandError(
             str(error), next_step="recover on another survivor", code=ExitCode.VERIFICATION_FAILED
@@ -237,13 +241,24 @@ def _recover(folder: Path, settings: Config | None, word: str) -> Recovered:
 
 def _compare(folders: list[Path], output: str) -> ExitCode:
     """Which survivor to take: the one whose last entry has the highest term, then the highest index."""
-    found = [(folder, _survivor(folder)) for folder in folders]
+    found: list[tuple[Path, Survivor]] = []
+    ignored: list[dict[str, str]] = []
+    for each in folders:
+        try:
+            found.append((each, _survivor(each)))
+        except _NoMember as problem:
+            say(f"note: {each} is ignored: {problem.message}")
+            ignored.append({"data_dir": str(each), "reason": problem.message})
+    if not found:
+        raise CommandError(
+            "none of these directories is a member's: there is nothing to compare", code=ExitCode.REFUSED
+        )
     clusters = {(survivor.cluster_id, survivor.lineage) for _, survivor in found}
     folder, best = max(found, key=lambda pair: (pair[1].last_term, pair[1].last_index))
     one = len(clusters) == 1
     if output == "json":
         survivors = [{"data_dir": str(path), **_facts(survivor)} for path, survivor in found]
-        emit_json({"survivors": survivors, "take": str(folder) if one else None})
+        emit_json({"survivors": survivors, "ignored": ignored, "take": str(folder) if one else None})
     else:
         columns = ("data_dir", "survivor", "last_term", "last_index", "commit_index", "generation", "lineage")
         rows = [{"data_dir": str(path), **_facts(survivor)} for path, survivor in found]

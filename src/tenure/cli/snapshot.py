@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from cyclopts import App
 
-from tenure.cli.cluster import Connection, printable
+from tenure.cli.cluster import Connection, NamedNodes, printable
 from tenure.cli.output import CommandError, ExitCode, Output, emit_json, emit_table, emit_text, fail, say
 from tenure.cli.stopped import ConfigFile, DataDir, check_content, check_snapshot, read_log, stopped
 from tenure.errors import LogCorrupt
@@ -57,7 +57,7 @@ def inspect(
     *,
     data_dir: DataDir = None,
     config: ConfigFile = None,
-    connection: Connection | None = None,
+    connection: NamedNodes | None = None,
     output: Output = "table",
 ) -> ExitCode:
     """Print every snapshot with its place, its members, size and hash, and whether it is whole.
@@ -87,7 +87,7 @@ def inspect(
     return ExitCode.VERIFICATION_FAILED if problems else ExitCode.OK
 
 
-def _inspect_running(connection: Connection, output: str) -> ExitCode:
+def _inspect_running(connection: NamedNodes, output: str) -> ExitCode:
     with connection.open() as cluster:
         nodes = [cluster.at(url, "GET", "/v1/snapshots", seconds=TAKE_SECONDS) for url in cluster.urls]
     problems = [snapshot["problem"] for node in nodes for snapshot in node["snapshots"] if not snapshot["verified"]]
