@@ -262,7 +262,8 @@ def test_text_tells_verdicts_reasons_and_commands_when_people_read_it(
     write(fenced, "payment-1b", lead(fenced, "payment-1b", 2))
     healthy(nodes)
     nodes[2].says("payment-1c", "leader", 5, fencing_token=1)
-    assert main(["recover", "survey", *endpoints(nodes), "--dsn", fenced, "--timeout", "0.5"]) == 5
+    words = ["--dsn", fenced, "--timeout", "0.5", "--namespace", "payment"]
+    assert main(["recover", "survey", *endpoints(nodes), *words]) == 5
     text = capsys.readouterr().out
     for expected in (
         "SPLIT BRAIN: payment-1b is the true leader",

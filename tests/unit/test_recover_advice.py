@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import shlex
 
+import msgspec
+import pytest
+
 from tenure.core.verdict import Evidence, FenceFacts, NodeView, judge
 from tenure.recovery.advice import Step, advise
 
@@ -13,7 +16,7 @@ STALE = NodeView(name="payment-1c", url="http://payment-1c:8080", state="leader"
 FENCE = FenceFacts(resource="payments", token=7, holder="payment-1b")
 
 
-def steps(*nodes: NodeView, fence: FenceFacts | None = FENCE, namespace: str = "payment") -> list[Step]:
+def steps(*nodes: NodeView, fence: FenceFacts | None = FENCE, namespace: str | None = None) -> list[Step]:
     return advise(judge(Evidence(nodes=nodes, fence=fence)), namespace=namespace)
 
 
@@ -57,12 +60,13 @@ def test_everyone_is_stopped_when_nobody_can_be_named():
     assert runs(verify)[0] == "curl http://payment-1b:8080/v1/state"
 
 
-def test_reason_of_a_candidate_is_a_step_when_nobody_leads():
+def test_reason_of_a_candidate_is_told_with_the_election_when_nobody_leads():
+    """What a node says of itself is no step: there is nothing to do in it but what it says."""
     said = "the fence of payments refuses this cluster; run: tenure fence rebase payments --reason TEXT"
     hindered = NodeView(name="payment-1c", state="candidate", term=2, problem=said)
-    remove, wait, _ = steps(FOLLOWER, hindered, fence=None)
-    assert (remove.why, remove.commands) == (f"payment-1c says: {said}.", ())
-    assert "election" in wait.title
+    wait, _ = steps(FOLLOWER, hindered, fence=None)
+    assert wait.why.startswith(f"payment-1c says: {said}. A leader needs a majority")
+    assert runs(wait) == ["kubectl get pods -n payment -o wide"]
     assert [step.title for step in steps(LEADER, hindered)] == ["Verify that there is one leader"]
 
 
@@ -80,10 +84,50 @@ def test_silent_node_is_looked_at_before_a_restart_when_it_does_not_answer():
 def test_command_cannot_run_anything_else_when_a_node_calls_itself_a_shell_command():
     evil = NodeView(name="x; rm -rf ~", url="http://h/$(reboot)", state="leader", term=9)
     stop, verify = steps(LEADER, evil, namespace="payment; reboot")
-    assert shlex.split(runs(stop)[0]) == ["kubectl", "delete", "pod", "x; rm -rf ~", "-n", "payment; reboot"]
+    assert shlex.split(runs(stop)[0]) == ["kubectl", "get", "pods", "-n", "payment; reboot", "-o", "wide"]
     assert shlex.split(runs(verify)[1]) == ["curl", "http://h/$(reboot)/v1/state"]
 
 
-def test_command_deletes_one_pod_when_a_node_calls_itself_an_option():
-    stop, _ = steps(LEADER, NodeView(name="--all", state="leader", term=9))
-    assert runs(stop) == ["kubectl delete pod -n payment -- --all"]
+def test_command_deletes_no_pod_when_a_node_calls_itself_an_option():
+    stop, _ = steps(LEADER, NodeView(name="--all", state="leader", term=9), namespace="payment")
+    assert runs(stop) == ["kubectl get pods -n payment -o wide"]
+    assert stop.commands[0].expect == "the pod of --all: delete that one"
+
+
+@pytest.mark.parametrize(
+    ("url", "refused", "run", "expect"),
+    [
+        ("http://127.0.0.1:1", True, "ss -ltnp 'sport = :1'", "nothing: start it again"),
+        ("http://localhost:8081", False, "ss -ltnp 'sport = :8081'", "its process: stop that one"),
+        ("http://[::1]:8081", False, "ss -ltnp 'sport = :8081'", "its process: stop that one"),
+        ("http://127.0.0.1:99999", True, "ss -ltnp 'sport = :0'", "nothing: start it again"),
+        ("http://10.0.3.7:8080", True, "ssh -- 10.0.3.7 systemctl restart payment-service", None),
+        ("https://n3.example.com", False, "ssh -- n3.example.com systemctl restart payment-service", None),
+        ("http://-oproxycommand=x:1", False, "ssh -- -oproxycommand=x systemctl restart payment-service", None),
+    ],
+)
+def test_no_pod_is_named_when_the_nodes_are_not_in_kubernetes(url: str, refused: bool, run: str, expect: str | None):
+    silent = NodeView(name="n3", url=url, problem="no connection", refused=refused)
+    leader = NodeView(name="n1", url="http://10.0.3.6:8080", state="leader", term=6, fencing_token=7)
+    back, _ = steps(leader, silent, fence=None)
+    assert [(command.run, command.expect) for command in back.commands] == [(run, expect)]
+    assert "kubectl" not in str(steps(silent, fence=None))
+
+
+def test_machine_is_asked_to_stop_a_stale_leader_when_it_is_no_pod():
+    leader, stale = (
+        msgspec.structs.replace(view, url=f"http://{view.name}.example.com:8080") for view in (LEADER, STALE)
+    )
+    stop, _ = steps(leader, stale)
+    assert runs(stop) == ["ssh -- payment-1c.example.com systemctl stop payment-service"]
+    stop, _ = steps(leader, msgspec.structs.replace(stale, url=None, name="c\nreboot"))
+    assert runs(stop) == ["# stop the process of c?reboot, on its machine"]
+
+
+def test_pod_is_named_when_its_address_is_told_with_the_namespace():
+    addressed = msgspec.structs.replace(STALE, url="http://127.0.0.1:8082")
+    stop, _ = steps(LEADER, addressed, namespace="pay")
+    assert runs(stop) == ["kubectl delete pod payment-1c -n pay"]
+    # One of them alone is called like a pod, and the other is none as far as anybody knows.
+    stop, _ = steps(LEADER, addressed)
+    assert runs(stop) == ["ss -ltnp 'sport = :8082'"]

@@ -54,7 +54,13 @@ Logs = Annotated[
     ),
 ]
 Demo = Annotated[Path | None, Parameter(help="Data folder of a demo, or its demo.json.")]
-Namespace = Annotated[str, Parameter(help="Kubernetes namespace of the pods, for the printed commands.")]
+Namespace = Annotated[
+    str | None,
+    Parameter(
+        help="Kubernetes namespace of the pods, for the printed commands. Default: payment, where the nodes are called "
+        "like pods."
+    ),
+]
 Resource = Annotated[str, Parameter(help="The fenced resource.")]
 Timeout = Annotated[float, Parameter(help="Seconds to wait for one answer.")]
 
@@ -66,7 +72,7 @@ def survey(
     dsn: Dsn = None,
     log: Logs = None,
     demo: Demo = None,
-    namespace: Namespace = "payment",
+    namespace: Namespace = None,
     resource: Resource = "payments",
     timeout: Timeout = 2.0,
     output: Output = "table",
