@@ -327,6 +327,10 @@ async def test_nothing_is_done_when_the_body_is_no_json_or_too_long():
     async with service() as rig:
         headers = {**TOKEN, "Content-Type": "application/json"}
         check_problem(await rig.client.post("/v1/members", content=b"{", headers=headers), 400, "malformed_json")
+        twice = b'{"name": "payment-1d", "name": "payment-1e"}'
+        said = check_problem(await rig.client.post("/v1/members", content=twice, headers=headers), 400, "invalid_field")
+        assert said["param"] == "name"
+        assert rig.member.calls == []
         long = b" " * (administration.BODY_BYTES_MAX + 1)
         check_problem(await rig.client.post("/v1/members", content=long, headers=headers), 413, "body_too_large")
         check_problem(await rig.client.post("/v1/members", headers=TOKEN), 415, "unsupported_media_type")

@@ -109,6 +109,18 @@ def test_body_is_refused_when_it_is_json_but_no_object(text: bytes):
     assert (caught.value.code, caught.value.param) == ("invalid_field", "body")
 
 
+@pytest.mark.parametrize(
+    ("extra", "field"),
+    [(b'"amount": 1', "amount"), (b'"amount": 1250', "amount"), (b'"\\u0064ebtor": "mallory"', "debtor")],
+)
+def test_body_is_refused_when_a_field_is_there_twice(extra: bytes, field: str):
+    """Whoever reads the first of two amounts and whoever reads the last disagree about the payment."""
+    with pytest.raises(Problem) as caught:
+        decode_payment_request(body()[:-1] + b", " + extra + b"}")
+    assert (caught.value.code, caught.value.param) == ("invalid_field", field)
+    assert "more than once" in caught.value.detail
+
+
 def test_hash_is_equal_when_only_the_order_and_the_spacing_differ():
     one = decode_payment_request(json.dumps(GOOD).encode())
     other = decode_payment_request(json.dumps(dict(reversed(GOOD.items())), indent=3).encode())

@@ -20,6 +20,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from payment_service.bodies import refuse_duplicate_fields
 from payment_service.headers import check_content_type
 from payment_service.hot import other_leader_url
 from payment_service.ports import Member
@@ -375,13 +376,15 @@ async def _body(request: Request, kind: type[Body], *, optional: bool = False) -
         return kind()
     check_content_type(request.headers.raw)
     try:
-        return msgspec.json.decode(data, type=kind)
+        body = msgspec.json.decode(data, type=kind)
     except msgspec.ValidationError as error:
         problem, _, place = str(error).partition(" - at ")
         param = place.strip("`").removeprefix("$.") if place.startswith("`$.") else "body"
         raise Problem("invalid_field", f"{param}: {problem[0].lower()}{problem[1:]}", param=param) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Problem("malformed_json", f"the body is not valid JSON in UTF-8: {error}") from None
+    refuse_duplicate_fields(data)
+    return body
 
 
 def _json(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

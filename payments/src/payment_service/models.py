@@ -14,6 +14,7 @@ from typing import Annotated, Final
 
 import msgspec
 
+from payment_service.bodies import refuse_duplicate_fields
 from payment_service.currencies import CURRENCIES
 from payment_service.identifiers import format_payment_id
 from payment_service.problems import Problem
@@ -104,6 +105,7 @@ def decode_payment_request(body: bytes) -> PaymentRequest:
         raise _explain(str(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _malformed(error) from None
+    refuse_duplicate_fields(body)
     if request.currency not in CURRENCIES:
         raise _invalid("currency", f"{request.currency[:16]!r} is not one")
     return request
