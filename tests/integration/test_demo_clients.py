@@ -95,6 +95,31 @@ async def test_client_goes_to_the_leader_when_a_follower_names_it(tmp_path: Path
 
 
 @pytest.mark.asyncio
+async def test_client_goes_to_the_leader_when_the_demo_did_not_start_it(tmp_path: Path) -> None:
+    """A node that was added from outside may lead: all nodes of the demo then only point at it."""
+    joined = "http://127.0.0.1:3"
+
+    def service(request: httpx2.Request) -> httpx2.Response:
+        if request.url.port == 3:
+            return accepted(request)
+        return httpx2.Response(503, json={"code": "not_leader"}, headers={"Tenure-Leader": joined})
+
+    load = Load([A, B], rate=100, acknowledged=tmp_path / "ids", transport=httpx2.MockTransport(service))
+    await run_until(load, lambda: load.acknowledged >= 5)
+
+
+@pytest.mark.asyncio
+async def test_client_asks_the_next_node_when_the_leader_s_address_is_none(tmp_path: Path) -> None:
+    def service(request: httpx2.Request) -> httpx2.Response:
+        if request.url.port == 2:
+            return accepted(request)
+        return httpx2.Response(503, json={"code": "not_leader"}, headers={"Tenure-Leader": "http://[nowhere"})
+
+    load = Load([A, B], rate=100, acknowledged=tmp_path / "ids", transport=httpx2.MockTransport(service))
+    await run_until(load, lambda: load.acknowledged >= 5)
+
+
+@pytest.mark.asyncio
 async def test_client_does_not_return_to_a_silent_node_when_a_follower_still_names_it(tmp_path: Path) -> None:
     """A paused leader swallows requests while the followers still point at it: each visit costs a time-out."""
     visits = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import stat
 import tomllib
@@ -15,6 +16,7 @@ from tenure import config
 from tenure.cli import main
 from tenure.cli.output import ExitCode
 from tenure.demo import plan, report
+from tenure.demo.cluster import Cluster
 from tenure.demo.folder import open_folder, write_private
 from tenure.demo.plan import Options
 from tenure.demo.problems import DemoError
@@ -95,6 +97,28 @@ def test_folder_is_removed_at_the_end_when_it_is_temporary() -> None:
         folder.prepare(["payment-1a"])
         assert folder.root.exists()
     assert not folder.root.exists()
+
+
+def test_folder_is_kept_when_it_is_temporary_and_something_went_wrong() -> None:
+    """What the message tells to read must still be there."""
+    with pytest.raises(DemoError), open_folder(None) as folder:
+        raise DemoError("payment-1a ended with code 1", f"read {folder.logs}/payment-1a.stderr")
+    assert folder.root.exists()
+    shutil.rmtree(folder.root)
+
+
+@pytest.mark.asyncio
+async def test_leader_is_shown_when_the_demo_did_not_start_it(tmp_path) -> None:
+    plans = plan.plan_nodes(Options(), tmp_path)
+    cluster = Cluster(plans, note=print, changed=lambda: None, environment={})
+    assert cluster.leader_from_outside is None
+    for node, name, term in zip(cluster.nodes, ("payment-1a", "payment-1d", "payment-1d"), (4, 5, 5), strict=True):
+        node.answer = {"state": "follower", "leader_name": name, "term": term}
+    assert cluster.leader is None
+    assert cluster.leader_from_outside == "payment-1d"
+    for node in cluster.nodes:
+        node.answer = {"state": "follower", "leader_name": "payment-1a", "term": 6}
+    assert cluster.leader_from_outside is None
 
 
 def test_folder_is_kept_and_can_be_used_again_when_it_was_named(tmp_path) -> None:

@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx2
 
@@ -172,8 +173,10 @@ class Load:
             await asyncio.sleep(RETRY_SECONDS)
 
     def _follow(self, url: str, leader: str | None) -> None:
-        """Go where a follower points; where it names nobody, or one that was just silent, ask the next node."""
-        if leader in self._urls and leader != url and not self._suspected(leader):
+        """Go where a follower points, to a node that was added from outside too; else ask the next node."""
+        if leader is not None and _is_base_url(leader) and leader != url and not self._suspected(leader):
+            if leader not in self._urls:
+                self._urls.append(leader)
             self._target = leader
         else:
             self._turn_from(url, silent=False)
@@ -202,3 +205,11 @@ class Load:
             if token > above and not future.done():
                 future.set_result(now)
         self._waiting = [(above, future) for above, future in self._waiting if not future.done()]
+
+
+def _is_base_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False

@@ -128,6 +128,15 @@ class Cluster:
         leaders = [node for node in self.nodes if node.state == "leader"]
         return max(leaders, key=lambda node: node.fact("fencing_token") or 0, default=None)
 
+    @property
+    def leader_from_outside(self) -> str | None:
+        """The name of the leader that the nodes follow, where this demo did not start it (``tenure member add``)."""
+        follows = [node for node in self.nodes if node.fact("leader_name")]
+        if self.leader is not None or not follows:
+            return None
+        name = str(max(follows, key=lambda node: node.fact("term") or 0).fact("leader_name"))
+        return None if name in {node.name for node in self.nodes} else name
+
     async def wait_for_leader(self, seconds: float) -> Node:
         """Wait until a node leads; what a node says about why it does not is shown as it comes.
 
@@ -144,7 +153,8 @@ class Cluster:
             if self.failed.done():
                 self.failed.result()
             if time.monotonic() > deadline:
-                raise DemoError(f"no node leads after {seconds:g} s: {self._reasons()}", "read the nodes' logs")
+                logs = self.nodes[0].plan.log.parent
+                raise DemoError(f"no node leads after {seconds:g} s: {self._reasons()}", f"read the logs in {logs}")
             await asyncio.sleep(POLL_SECONDS / 4)
         return leader
 

@@ -129,7 +129,8 @@ def choose(*, machine: bool) -> Display:
 
 def _headline(cluster: Cluster, load: Load) -> str:
     leader = cluster.leader
-    who = "no leader"
+    outside = cluster.leader_from_outside
+    who = f"{outside} leads (not started by this demo)" if outside else "no leader"
     if leader is not None:
         who = f"{leader.name} leads  term {leader.fact('term')}  token {leader.fact('fencing_token')}"
     return f"{who}  {load.rate_now:.0f} payments/s  {load.acknowledged} acknowledged"

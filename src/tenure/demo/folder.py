@@ -1,8 +1,9 @@
 """The demo's data folder: logs, node directories, acknowledged payments and ``demo.json``.
 
-A fresh temporary folder by default, removed at the end; a folder that the user named is kept and can be used again
-with the same number of nodes. It must never change the mode of a folder that it did not make itself, nor be used by
-two demos at once. Files that hold a secret (settings, ``demo.json``) have mode 0600.
+A fresh temporary folder by default, removed at the end unless something went wrong: messages name files in it. A
+folder that the user named is kept and can be used again with the same number of nodes. It must never change the mode
+of a folder that it did not make itself, nor be used by two demos at once. Files that hold a secret (settings,
+``demo.json``) have mode 0600.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ class DataFolder:
     def __init__(self, root: Path, *, temporary: bool) -> None:
         self.root = root
         self.temporary = temporary
+        #: Set where the files are evidence: a temporary folder is then left for the reader.
+        self.keep = not temporary
         self.logs = root / "logs"
         self.nodes = root / "nodes"
         self.acknowledged = root / "acknowledged.txt"
@@ -64,17 +67,22 @@ def write_private(path: Path, text: str) -> None:
 
 @contextmanager
 def open_folder(path: Path | None) -> Iterator[DataFolder]:
-    """Hold ``path`` (or a fresh temporary folder, removed at the end) for one demo.
+    """Hold ``path`` (or a fresh temporary folder, removed at the end of a demo that went well) for one demo.
 
     Raises:
         DemoError: the folder cannot be made or written, or another demo runs in it.
     """
     if path is None:
         root = Path(tempfile.mkdtemp(prefix="tenure-demo-"))
+        folder = DataFolder(root, temporary=True)
         try:
-            yield DataFolder(root, temporary=True)
+            yield folder
+        except Exception:
+            folder.keep = True
+            raise
         finally:
-            shutil.rmtree(root, ignore_errors=True)
+            if not folder.keep:
+                shutil.rmtree(root, ignore_errors=True)
         return
     root = path.absolute()
     try:

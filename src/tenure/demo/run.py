@@ -47,7 +47,15 @@ def demonstrate(options: Options, display: Display) -> report.Summary:
     """
     check_ready(options)
     with open_folder(options.data_dir) as folder:
-        return asyncio.run(_Demo(options, folder, display).run())
+        try:
+            summary = asyncio.run(_Demo(options, folder, display).run())
+        except Exception:
+            display.say(f"the demo's files are kept: {folder.root}")
+            raise
+        if not summary.clean:
+            # The database and the logs are the evidence of the harm.
+            folder.keep = True
+        return msgspec.structs.replace(summary, data_dir=str(folder.root) if folder.keep else None)
 
 
 class _Demo:
@@ -103,6 +111,9 @@ class _Demo:
             if (leader := cluster.leader) is not None:
                 facts = {"leader": leader.name, "term": leader.fact("term")}
                 facts["fencing_token"] = leader.fact("fencing_token")
+            elif (outside := cluster.leader_from_outside) is not None:
+                facts = {"leader": outside}
+            if facts:
                 # Counted before the nodes stop: a leader that is stopped politely hands over to one that still runs.
                 facts["takeovers"] = report.takeovers(database.dsn)
         counts = msgspec.structs.asdict(report.count(database.dsn, self._folder.acknowledged))
@@ -112,7 +123,7 @@ class _Demo:
             payments_per_second=round(load.rate_overall, 1),
             takeover_seconds=injector.takeover_seconds,
             seconds=round(load.seconds, 1),
-            data_dir=None if self._folder.temporary else str(self._folder.root),
+            data_dir=None,
         )
 
     async def _under_load(self, cluster: Cluster, load: Load, injector: FaultInjector) -> None:
