@@ -14,7 +14,9 @@ def at(seconds: float) -> Reading:
 
 
 def sights() -> DatabaseSights:
-    return DatabaseSights(timeout_ns=3 * SECOND, started=at(0))
+    seen = DatabaseSights(timeout_ns=3 * SECOND, started=at(0))
+    seen.unanswered(at(0))
+    return seen
 
 
 def hears(seen: DatabaseSights, peer: int, *, of: float, now: float) -> None:
@@ -25,6 +27,7 @@ def hears(seen: DatabaseSights, peer: int, *, of: float, now: float) -> None:
 def test_leader_hands_over_when_it_alone_has_lost_the_database():
     seen = sights()
     seen.answered(at(1))
+    seen.unanswered(at(1.7))
     hears(seen, 2, of=1.2, now=3.8)
     hears(seen, 3, of=3.7, now=3.8)
     assert seen.heir(VOTERS, at(3.9)) is None
@@ -36,6 +39,7 @@ def test_leader_keeps_the_office_when_all_have_lost_the_database():
     seen = sights()
     assert seen.heir(VOTERS, at(10)) is None
     seen.answered(at(10))
+    seen.unanswered(at(10.7))
     hears(seen, 2, of=11.4, now=12.9)
     hears(seen, 3, of=10.3, now=12.9)
     assert seen.heir(VOTERS, at(13)) is None
@@ -73,3 +77,15 @@ def test_restarted_member_says_nothing_until_the_database_has_answered_it():
     assert seen.silent_ns(at(2.5)) == SECOND // 2
     seen.answered(at(3))
     assert seen.told_ns(at(3.5)) == SECOND // 2
+
+
+def test_leader_keeps_the_office_when_the_database_is_slow_for_all():
+    """Every question takes 1.9 s, for whoever puts it: the next leader would have to hand over as well, and so on."""
+    seen = sights()
+    seen.answered(at(0))
+    seen.unanswered(at(2.65))
+    hears(seen, 2, of=1.5, now=3.4)
+    assert seen.heir(VOTERS, at(4.15)) is None
+    seen.answered(at(2.65))
+    seen.unanswered(None)
+    assert seen.heir(VOTERS, at(5.7)) is None

@@ -19,11 +19,16 @@ class DatabaseSights:
         self._timeout_ns = timeout_ns
         self._answered_at = started
         self._has_answered = False
+        self._unanswered_since: Reading | None = None
         self._others: dict[int, Reading] = {}
 
     def answered(self, at: Reading) -> None:
         """The database answered this member; ``at`` was read before it was asked."""
         self._answered_at, self._has_answered = at, True
+
+    def unanswered(self, since: Reading | None) -> None:
+        """``since`` is when the first question was put that the database has not answered; None if it owes nothing."""
+        self._unanswered_since = since
 
     def told_ns(self, now: Reading) -> int | None:
         """What this member tells its leader: for how long the database has not answered; None before its first answer.
@@ -42,18 +47,19 @@ class DatabaseSights:
         self._others[peer] = Reading(now.raw_ns - silent_ns, now.boottime_ns - silent_ns)
 
     def heir(self, voters: Iterable[int], now: Reading) -> int | None:
-        """The voter to hand over to: it had an answer when this member had long been without one.
+        """The voter to hand over to: it has an answer to a question that it put long after the one that is owed here.
 
-        Half of the timeout lies between the two answers, so that a database that is lost to all at once, whom it
-        answered last being chance, moves nobody.
+        Half of the timeout lies between the two questions, so that a database that is lost to all at once, whom it
+        answered last being chance, moves nobody; nor does one that is slow for all: it answers here first.
         """
-        if self.silent_ns(now) < self._timeout_ns:
+        since = self._unanswered_since
+        if since is None or self.silent_ns(now) < self._timeout_ns:
             return None
         answered = [
             (at, peer)
             for peer, at in self._others.items()
             if peer in set(voters)
-            and elapsed_for_waiter(self._answered_at, at) >= self._timeout_ns // 2
+            and elapsed_for_waiter(since, at) >= self._timeout_ns // 2
             and elapsed_for_waiter(at, now) < self._timeout_ns
         ]
         return max(answered)[1] if answered else None

@@ -60,6 +60,7 @@ async def watch_database(fence: FenceAdapter, links: Links, feed: Feed, config: 
             await asyncio.wait({looking}, timeout=interval)
             if fence.answered_at is not None:
                 sights.answered(fence.answered_at)
+            sights.unanswered(fence.unanswered_since)
             feed(judge)
             if looking.done():
                 looking.result()

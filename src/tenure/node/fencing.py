@@ -24,6 +24,8 @@ class FenceAdapter:
         self._holder = holder
         #: When the database was asked last that has answered since, whatever it said.
         self.answered_at: Reading | None = None
+        #: When the first question was put since then; None if none was.
+        self.unanswered_since: Reading | None = None
 
     def _identity(self, *, generation: int, lineage: str) -> ElectorIdentity:
         return ElectorIdentity(elector_id=self._elector_id, generation=generation, lineage=lineage)
@@ -82,12 +84,14 @@ class FenceAdapter:
     async def _answer(self, call: Awaitable[FenceView]) -> FenceView:
         """Await one call of the store. What it refuses is an answer, too."""
         asked_at = read_clocks()
+        if self.unanswered_since is None:
+            self.unanswered_since = asked_at
         try:
             view = await call
         except FenceError:
-            self.answered_at = asked_at
+            self.answered_at, self.unanswered_since = asked_at, None
             raise
-        self.answered_at = asked_at
+        self.answered_at, self.unanswered_since = asked_at, None
         return view
 
     async def note_refused(self, *, sent: int, why: str) -> None:
