@@ -8,70 +8,37 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 import pytest
 
 import tenure
+from support.recovered_directories import (
+    ACQUIRE,
+    CLUSTER,
+    RECORD,
+    SETTINGS,
+    WHEREVER_THE_LOG_IS,
+    WORD,
+    change,
+    directory_of,
+    entry,
+    hello,
+)
 from support.recovery import recover as recover_virtually
 from support.virtual_cluster import VirtualCluster
 from tenure.cli import main
 from tenure.cli.output import ExitCode
 from tenure.config import from_mapping
 from tenure.core import commands, manifest
-from tenure.core.commands import Acquire, MemberRecord, MembersChange, Recover, Settings
-from tenure.core.founding import PROTOCOL_VERSION, Hello
-from tenure.core.fsm import ClusterRecord, Enrolment, Membership, apply_entry, initial_state
+from tenure.core.commands import MembersChange, Recover
+from tenure.core.fsm import apply_entry, initial_state
 from tenure.core.manifest import Content, Manifest
 from tenure.core.roster import Roster
-from tenure.node.engine import batch_of, conf_change_of
 from tenure.node.recover_cluster import recover_data_dir, survivor_in
 from tenure.raft import recover_cluster
 from tenure.storage import DataDirectory, SegmentLogStore, SqliteLogStore, StoredSnapshot
-
-SETTINGS = Settings(
-    heartbeat_interval_ms=100, election_timeout_ms=1000, lease_duration_ms=1000, clock_rate_error_ppm=10_000
-)
-MEMBERS = tuple(
-    MemberRecord(raft_id=number, name=name, directory_id=name * 32, url=f"http://{name}.invalid")
-    for number, name in enumerate("abc", start=1)
-)
-CLUSTER = "e" * 32
-RECORD = ClusterRecord(
-    format=1, cluster_name="c", cluster_id=CLUSTER, lineage="e" * 16, members=MEMBERS, settings=SETTINGS
-)
-ACQUIRE = Acquire(
-    holder=2, term=1, incarnation=7, floor=0, duration_ns=5, rate_error_ppm=2, cover_ns=9, cover_rate_error_ppm=4
-)
-WORD = "--the-others-are-dead-for-good"
-
-#: The second is the format of a directory that an earlier version made.
-WHEREVER_THE_LOG_IS = pytest.mark.parametrize("kept_in", ["segments", "database"])
-
-Entry = tuple[Literal["command", "empty", "conf_change"], bytes]
-
-
-def entry(command: commands.Command) -> Entry:
-    return "command", commands.encode(command)
-
-
-def change(steps: list[tuple[Any, int]], context: MembersChange | None) -> Entry:
-    return "conf_change", conf_change_of(steps, b"" if context is None else commands.encode_members(context))
-
-
-def directory_of(
-    folder: Path, entries: list[Entry], *, name: str = "b", commit: int = 1, kept_in: str = "segments"
-) -> Path:
-    """The directory of a stopped founder whose log holds these entries behind the leader's own, all of term 1."""
-    directory = DataDirectory.open(folder, node_name=name, cluster_name="c")
-    directory.found(RECORD)
-    log = [(index, 1, kind, data) for index, (kind, data) in enumerate([("empty", b""), *entries], start=1)]
-    store = directory.log if kept_in == "segments" else directory.store
-    store.save(first=1, last=len(log), entries=batch_of(log), hard_state=(1, 1, commit))
-    directory.close()
-    return folder
-
 
 # -- what is written --------------------------------------------------------------------------------------------------
 
@@ -163,69 +130,6 @@ def test_R16_recovered_member_waits_the_old_lease_out():
     assert cluster.advance(10_000, until=lambda: cluster.leaders() == [survivor])
     assert cluster.lease_holders() == [survivor]
     assert cluster.fence.raises[-1] >> 32 == 1
-
-
-# -- the two sides ----------------------------------------------------------------------------------------------------
-
-
-def hello(name: str, **fields: Any) -> Hello:
-    values: dict[str, Any] = {
-        "protocol": PROTOCOL_VERSION,
-        "cluster_name": "c",
-        "cluster_id": CLUSTER,
-        "name": name,
-        "directory_id": name * 32,
-        "incarnation": 1,
-        "member_names": ("a", "b", "c"),
-        "settings": SETTINGS,
-        "lineage": RECORD.lineage,
-    }
-    return Hello(**(values | fields))
-
-
-def recovered_membership(lineage: str = "f" * 16) -> Membership:
-    return Membership(index=50, members=MEMBERS[1:2], voters=(2,), generation=1, lineage=lineage)
-
-
-def test_R16_the_two_sides_of_a_recovery_refuse_each_others_frames():
-    """Each of them, with what to do; the founders know each other's directories and would have let them in."""
-    old = Roster(Enrolment(record=RECORD, raft_id=1))
-    new = Roster(Enrolment(record=RECORD, raft_id=2, membership=recovered_membership()))
-    own, other = hello("a"), hello("b", lineage="f" * 16)
-    for problem in (old.admit(own, other), new.admit(other, own)):
-        assert problem is not None
-        assert "follows lineage" in problem
-        assert "tenure member add" in problem
-
-
-def test_R16_members_of_another_lineage_are_not_heard_of():
-    """What a recovered member tells of its cluster is none of the old one's business, however high its index."""
-    old = Roster(Enrolment(record=RECORD, raft_id=1))
-    assert not old.hear(recovered_membership())
-    assert old.hear(recovered_membership(lineage=RECORD.lineage))
-
-
-def test_R7_old_copy_is_known_by_the_opening_that_it_lacks():
-    """However often it was opened, less often than the original too; a member that was away for long is let in."""
-    roster = Roster(Enrolment(record=RECORD, raft_id=1), seen={"b" * 32: (5, 55)})
-    own = hello("a")
-    copy = tuple((count, 100 + count) for count in range(1, 10))
-    for starts in (3, 5, 6, 9):
-        problem = roster.admit(own, hello("b", starts=starts, incarnation=100 + starts, openings=copy[:starts]))
-        assert problem is not None
-        assert "old copy" in problem
-        assert "tenure member replace b" in problem
-    true = ((4, 44), (5, 55), (6, 66), (9, 99))
-    assert roster.admit(own, hello("b", starts=9, incarnation=99, openings=true)) is None
-
-
-def test_R7_directory_keeps_its_last_openings(tmp_path: Path):
-    """Each with the count that it had, the newest last, and no more than are told."""
-    for number in range(1, 70):
-        directory = DataDirectory.open(tmp_path / "d", node_name="a", cluster_name="c")
-        openings = directory.note_opening(1000 + number)
-        directory.close()
-    assert openings == tuple((number, 1000 + number) for number in range(6, 70))
 
 
 # -- when it refuses --------------------------------------------------------------------------------------------------
