@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import subprocess
 import tomllib
@@ -211,6 +212,7 @@ def test_no_file_names_a_registry_or_a_path_of_one_machine():
 # -- documents that stay true -----------------------------------------------------------------------------------------
 
 
+@functools.cache
 def known_tests() -> set[str]:
     """The name of every test, those in Rust included."""
     names = {
