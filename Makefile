@@ -82,7 +82,7 @@ bench-check: setup ## what leadership.check() costs, which stands before every w
 	@$(BIN)/python -m bench.check
 
 clean: ## remove the virtual environment and everything that was built
-	@rm -rf $(VENV) raft/target dist raft/python/tenure_raft/*.so
+	@rm -rf $(VENV) raft/target dist raft/python/tenure_raft/*.so bench/raft/.build bench/raft/.venv
 
 # Named before anything is downloaded, and again when the binding is built.
 define need_toolchain

@@ -281,6 +281,24 @@ def parse_address(text: str) -> tuple[str, int]:
     return host, int(port)
 
 
+def check_folder(field: str, folder: str | Path, *, to_write: bool = True) -> None:
+    """Judge a folder that a setting names before anything is started; it may be absent where it can be made.
+
+    ``to_write`` also asks whether this very user may write there: False where the settings of another machine are read.
+
+    Raises:
+        ConfigError: it, or what it would be made in, is a file, or may not be written.
+    """
+    path = Path(folder).absolute()
+    there = next(place for place in (path, *path.parents) if os.path.lexists(place))
+    if not there.is_dir():
+        raise ConfigError(field, f"{there} is there and is no folder; name another folder, or move it away")
+    if to_write and not os.access(there, os.W_OK | os.X_OK, effective_ids=True):
+        raise ConfigError(
+            field, f"{there} may not be written by this user (uid {os.geteuid()}); chown it, or name another folder"
+        )
+
+
 def member_uri(cluster: str, node: str) -> str:
     """The URI by which a certificate names a member of a cluster."""
     return f"tenure://{cluster}/{node}"

@@ -134,11 +134,17 @@ def test_command_names_the_field_and_no_secret_when_the_dsn_cannot_be_read(
     )
 
 
-def test_run_refuses_when_the_log_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    settings = Settings(tmp_path, NOWHERE)
-    (tmp_path / "logs").write_text("a file where the folder should be")
-    assert cli.execute(["run", "--config", str(settings.write())]) == 2
-    assert "node.log_dir" in capsys.readouterr().err
+@pytest.mark.parametrize("key", ["data_dir", "log_dir"])
+def test_run_refuses_and_names_the_fix_when_a_folder_is_a_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str
+):
+    """One code for both: the file of settings is wrong."""
+    settings, place = Settings(tmp_path, NOWHERE), tmp_path / "place"
+    place.write_text("a file where the folder should be")
+    assert cli.execute(["run", "--config", str(settings.write(**{f"node__{key}": str(place)}))]) == 2
+    assert capsys.readouterr().err == (
+        f"payment-service: node.{key}: {place} is there and is no folder; name another folder, or move it away\n"
+    )
 
 
 def test_run_ends_with_6_and_starts_nothing_when_the_database_does_not_answer(

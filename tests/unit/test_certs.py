@@ -200,6 +200,19 @@ def test_certs_make_files_that_a_node_takes(tmp_path: Path, capsys: pytest.Captu
     assert not said.authority
 
 
+def test_certs_print_paths_that_hold_from_anywhere_when_the_folders_are_relative(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    assert main(["certs", "init", "--out", "ca", "--cluster", "test"]) == 0
+    assert f"--ca {tmp_path}/ca --out" in capsys.readouterr().out
+    assert main(["certs", "issue", "a", "--ca", "ca", "--out", "a", "-o", "json"]) == 0
+    issued = json.loads(capsys.readouterr().out)
+    assert [issued[name] for name in ("cert", "key", "ca")] == [
+        str(tmp_path / "a" / name) for name in ("a.pem", "a.key", "ca.pem")
+    ]
+
+
 def test_certs_show_says_the_names_and_the_validity(
     tmp_path: Path, authority: Authority, capsys: pytest.CaptureFixture[str]
 ):

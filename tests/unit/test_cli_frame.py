@@ -137,6 +137,25 @@ def test_config_validate_says_valid_when_the_file_is_right(settings, capsys) -> 
     assert capsys.readouterr().out == "valid: node payment-1a of cluster payments\n"
 
 
+@pytest.mark.parametrize(
+    ("variable", "value", "words"),
+    [
+        ("TENURE_DATABASE__DSN", "", "database.dsn: name the database"),
+        (
+            "TENURE_NODE__DATA_DIR",
+            "/etc/hostname",
+            "node.data_dir: /etc/hostname is there and is no folder; name another",
+        ),
+        ("TENURE_NODE__DATA_DIR", "/etc/hostname/node", "node.data_dir: /etc/hostname is there and is no folder"),
+        ("TENURE_NODE__LOG_DIR", "/etc/hostname", "node.log_dir: /etc/hostname is there and is no folder"),
+    ],
+)
+def test_config_validate_refuses_what_no_node_can_start_with(settings, capsys, monkeypatch, variable, value, words):
+    monkeypatch.setenv(variable, value)
+    assert main(["config", "validate", "--config", str(settings)]) == ExitCode.USAGE
+    assert words in capsys.readouterr().err
+
+
 def test_command_line_writes_no_colour_when_it_is_not_a_terminal(settings) -> None:
     """A pipe gets plain lines, so that grep and cut work on them."""
     shown = subprocess.run(

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tenure import ConfigError
-from tenure.config import from_mapping, load
+from tenure.config import check_folder, from_mapping, load
 
 GOOD: dict[str, Any] = {
     "node": {"name": "payment-1a"},
@@ -160,3 +163,33 @@ def test_missing_file_is_named(tmp_path: Path):
     """With the flag that names one."""
     with pytest.raises(ConfigError, match="--config"):
         load(tmp_path / "absent.toml", environ={})
+
+
+@contextlib.contextmanager
+def nobody() -> Iterator[None]:
+    """Without the power of root to write everywhere, whoever runs the tests."""
+    own = os.geteuid()
+    if own == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(own)
+
+
+def test_folder_is_refused_with_the_user_named_when_it_may_not_be_written(tmp_path: Path):
+    folder = tmp_path / "readable"
+    folder.mkdir(mode=0o555)
+    check_folder("node.data_dir", tmp_path / "new" / "node")
+    with nobody():
+        with pytest.raises(
+            ConfigError, match=rf"node.data_dir: .* may not be written by this user \(uid {os.geteuid()}\)"
+        ):
+            check_folder("node.data_dir", folder / "node")
+        check_folder("node.data_dir", folder / "node", to_write=False)
+
+
+def test_folder_is_refused_when_it_is_a_link_to_nothing(tmp_path: Path):
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    with pytest.raises(ConfigError, match="is there and is no folder"):
+        check_folder("node.log_dir", tmp_path / "link")

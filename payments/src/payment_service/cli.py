@@ -30,7 +30,7 @@ from tenure import (
     TenureError,
     WrongCluster,
 )
-from tenure.config import Config, from_mapping, load
+from tenure.config import Config, check_folder, from_mapping, load
 
 EXIT_OK: Final = 0
 EXIT_FAILED: Final = 1
@@ -70,6 +70,8 @@ def run(*, config: ConfigFile = None, dsn: Dsn = None, data_dir: Directory = Non
         # It asks for new certificates; until there is a member to ask, they are read anyway.
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
     database, cluster, node = settings.database, settings.cluster, settings.node
+    check_folder("node.data_dir", node.data_dir)
+    check_folder("node.log_dir", node.log_dir)
     with (
         closing(service.bind(settings.http.listen)) as listener,
         closing(ServiceLog(node.log_dir, cluster=cluster.name, node=node.name)) as log,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -45,6 +46,7 @@ def init(
     """Make the CA of a cluster: ca.pem for every node, ca.key (mode 0600) for you alone, best kept off the nodes."""
     with _library() as library:
         made = library.make_authority(cluster, days=days)
+    out = out.absolute()
     certificate, key = out / CA_CERTIFICATE, out / CA_KEY
     _write({key: (made.key, _PRIVATE), certificate: (made.certificate, _PUBLIC)}, force=force)
     if output == "json":
@@ -54,7 +56,7 @@ def init(
     emit_text(
         f"made the CA of cluster {cluster}: {certificate} and its key {key}, good until {made.not_after:%Y-%m-%d}"
     )
-    emit_text(f"next, for each node: tenure certs issue NODE --ca {out} --out FOLDER")
+    emit_text(f"next, for each node: tenure certs issue NODE --ca {shlex.quote(str(out))} --out FOLDER")
 
 
 @app.command
@@ -79,6 +81,8 @@ def issue(
     authority = _read(ca / CA_CERTIFICATE)
     with _library() as library:
         made = library.issue(authority, _read(ca / CA_KEY), node, hosts=host or (), days=days)
+    # A node is seldom started where its certificate was made: what is printed holds from anywhere.
+    out = out.absolute()
     certificate, key, copy = out / f"{node}.pem", out / f"{node}.key", out / CA_CERTIFICATE
     files = {key: (made.key, _PRIVATE), certificate: (made.certificate, _PUBLIC)}
     if not copy.exists() or copy.read_bytes() != authority:

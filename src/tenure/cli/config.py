@@ -13,7 +13,8 @@ import msgspec
 from cyclopts import App, Parameter
 
 from tenure.cli.output import Output, emit_json, emit_table, emit_text
-from tenure.config import SECRETS, LoadedConfig, load
+from tenure.config import SECRETS, LoadedConfig, check_folder, load
+from tenure.errors import ConfigError
 
 HIDDEN = "********"
 
@@ -37,8 +38,15 @@ def show(*, config: ConfigFile = None, output: Output = "table") -> None:
 
 @app.command
 def validate(*, config: ConfigFile = None, output: Output = "table") -> None:
-    """Check the settings and every relation between them; end with 2 and the field's name if one is wrong."""
+    """Check the settings and every relation between them; end with 2 and the field's name if one is wrong.
+
+    The database must be named, and a folder must not be a file here. Whether they can be used, the node itself finds.
+    """
     loaded = load(config)
+    if not loaded.config.database.dsn:
+        raise ConfigError("database.dsn", "name the database, for example postgresql://user@host/payments")
+    for key in ("data_dir", "log_dir"):
+        check_folder(f"node.{key}", getattr(loaded.config.node, key), to_write=False)
     if output == "json":
         emit_json({"valid": True, "node": loaded.config.node.name, "cluster": loaded.config.cluster.name})
         return
