@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -248,12 +249,42 @@ def test_demo_s_commands_work_as_printed_when_a_newcomer_copies_them(start) -> N
     rows = subprocess.run(["bash", "-c", grep], capture_output=True, text=True, check=True)
     assert leader["name"] in rows.stdout
     assert f"kill -9 {leader['pid']} " in demo.said()
+    (pay,) = [line for line in printed if "/v1/payments" in line]
+    paid = subprocess.run(["bash", "-c", f"{pay} -s"], capture_output=True, text=True, check=True)
+    assert json.loads(paid.stdout)["node"] == leader["name"]
     (survey,) = [line for line in printed if "recover survey" in line]
     looked = subprocess.run(shlex.split(survey), capture_output=True, text=True, check=True)
     assert leader["name"] in looked.stdout
 
     demo.process.send_signal(signal.SIGINT)
     assert_clean(demo.summary(30))
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/payments.md"])
+def test_documents_commands_pay_once_and_tell_who_leads_when_the_demo_runs(start, document: str) -> None:
+    """Exactly as they are written but for the ports, which may be taken on this machine."""
+    demo = start("--rate", "5", "-o", "json")
+    leader = demo.node_that_leads()
+    text = (Path(__file__).parents[2] / document).read_text()
+    ports = f"[{demo.port}-{demo.port + 2}]"
+    commands = [
+        block.replace("[8080-8082]", ports)
+        for block in re.findall(r"^```bash\n(.*?)^```", text, re.M | re.S)
+        if "[8080-8082]" in block
+    ]
+    assert "/v1/payments" in commands[0]
+    # curl ends with what the last of the three nodes answered, and that one may follow.
+    told = "".join(
+        subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False).stdout
+        for command in commands * 2
+    )
+    answers = told.replace("}{", "}\n{").splitlines()
+    payments = [answer for answer in answers if '"id"' in answer]
+    assert len(payments) == 2
+    assert payments[0] == payments[1]
+    assert json.loads(payments[0])["node"] == leader["name"]
+    states = [json.loads(answer)["state"] for answer in answers if answer not in payments]
+    assert sorted(states) == ["follower"] * 4 + ["leader"] * 2
 
 
 def test_demo_goes_on_where_it_ended_when_its_data_folder_is_used_again(start, folder) -> None:

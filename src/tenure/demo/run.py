@@ -33,6 +33,11 @@ LEADER_SECONDS = 60.0
 DRAIN_SECONDS = 10.0
 #: After a signal the person waits: answers still owed are given up sooner.
 HASTY_DRAIN_SECONDS = 2.0
+#: What a person's first payment needs beside the leader's address.
+PAY_BY_HAND = (
+    "-H 'Content-Type: application/json' -H 'Idempotency-Key: by-hand-1' "
+    """-d '{"amount": 1250, "currency": "EUR", "debtor": "alice", "creditor": "bob"}'"""
+)
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -196,6 +201,7 @@ class _Demo:
         lines = [
             f"{leader.name} leads term {leader.fact('term')} with token {leader.fact('fencing_token')}. Try next:",
             *(f"  curl {node.plan.url}/v1/state" for node in cluster.nodes),
+            f"  curl {leader.plan.url}/v1/payments {PAY_BY_HAND}",
             f"  {query}",
             f'  grep "INSERT INTO payment_events" {shlex.quote(str(self._folder.logs))}/*.log | tail -20',
             f"  kill -9 {leader.pid}  # the leader; {others}, nothing is lost or paid twice",
