@@ -278,11 +278,16 @@ class Schedule:
         return True
 
     def _overthrow(self, leader: Node) -> None:
-        """Others are elected in its place, perhaps several in a row, all of them while its lease still runs."""
+        """Others are elected in its place, perhaps several in a row, while it is cut off or stopped with its lease."""
         if not self._running:
             return
-        if self._chance.random() < 0.7:
+        drawn = self._chance.random()
+        if drawn < 0.4:
             self._cut(*_both((leader.raft_id, other) for other in self._simulation.nodes if other != leader.raft_id))
+        elif drawn < 0.8 and leader.running and not leader.stopped:
+            # Its engine does not see that it has lost its quorum: what ends its lease is the clock alone.
+            leader.pause()
+            self._for_a_while(leader.resume)
         self._replace_leader(leader, self._chance.choice((0, 0, 1, 2)))
 
     def _replace_leader(self, leader: Node | None, left: int) -> None:

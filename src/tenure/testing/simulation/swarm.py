@@ -95,16 +95,19 @@ class Swarm:
 
     @classmethod
     def of(cls, seed: int) -> Swarm:
-        """The parameters of ``seed``."""
+        """The parameters of ``seed``. Nearly a third of them attack the lease and leave most other faults out."""
         chance = random.Random(f"{seed}/swarm")  # noqa: S311 - replayable on purpose.
-        heartbeat = chance.choice((200, 500, 500, 1000, 1000, 1000, 2000, 2000, 2000, 2000))
-        lease = heartbeat * chance.choice((3, 4, 6, 10))
-        bound = chance.choice((0, 10_000, 10_000, 100_000))
-        beyond = chance.random() < 0.1
-        members = chance.choice((3, 3, 3, 3, 3, 5, 2, 1))
+        attack = chance.random() < 0.3
+        heartbeat = chance.choice(
+            (200, 500, 500, 500) if attack else (200, 500, 1000, 1000, 1000, 2000, 2000, 2000, 2000)
+        )
+        lease = heartbeat * chance.choice((6, 10) if attack else (3, 4, 6, 10))
+        bound = chance.choice((0, 10_000, 10_000, 100_000) if not attack else (10_000, 100_000))
+        beyond = not attack and chance.random() < 0.1
+        members = chance.choice((3, 3, 5) if attack else (3, 3, 3, 3, 3, 5, 2, 1))
         drift = bound if not beyond else max(bound, 20_000) * 2
         weather = _weather(chance, heartbeat)
-        members_change = members > 2 and chance.random() < 0.3
+        members_change = not attack and members > 2 and chance.random() < 0.3
         return cls(
             members=members,
             settings=Settings(
@@ -120,12 +123,12 @@ class Swarm:
             margin_ms=chance.choice((20, 50, heartbeat // 4)),
             rates_ppm=tuple(clock_rate(chance, drift) for _ in range(members)),
             clocks_keep_the_bound=not beyond,
-            weather=weather,
+            weather=CALM if attack else weather,
             worse_weather=_weather(chance, heartbeat, worse=True),
             snapshot_limits=SnapshotLimits(
                 entries=chance.choice((8, 20, 100)), size_bytes=1 << 20, keep_entries=chance.choice((0, 2, 10))
             ),
-            faults=_rates(chance, beyond=beyond, members_change=members_change),
+            faults=_attack(chance) if attack else _rates(chance, beyond=beyond, members_change=members_change),
             lasts=chance.choice((1.0, 3.0, 6.0)),
             late_bodies=chance.choice((0.0, 0.2, 0.6)),
             hung_bodies=chance.choice((0.0, 0.0, 0.1)),
@@ -162,4 +165,18 @@ def _rates(chance: random.Random, *, beyond: bool, members_change: bool) -> dict
         rates |= {kind: chance.choice((30.0, 12.0, 6.0)) for kind in OF_MEMBERS}
     # By itself an election never comes while a lease has long to run; this is where the rules of the wait are tried.
     rates["forced_election"] = chance.choice((0.0, 10.0, 5.0))
+    return {kind: rate for kind, rate in rates.items() if rate}
+
+
+def _attack(chance: random.Random) -> dict[str, float]:
+    """One election after another while leases have long to run, and what makes that worse."""
+    rates = {
+        "forced_election": chance.choice((3.0, 5.0)),
+        "change_of_times": chance.choice((0.0, 8.0)),
+        "slow_one_way": chance.choice((0.0, 3.0)),
+        "suspend": chance.choice((0.0, 5.0)),
+        "hand_over": chance.choice((0.0, 5.0)),
+        "database_failover": chance.choice((0.0, 4.0)),
+        "fence_rebase": chance.choice((0.0, 8.0)),
+    }
     return {kind: rate for kind, rate in rates.items() if rate}
