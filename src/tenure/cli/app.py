@@ -18,6 +18,7 @@ from tenure.errors import TenureError
 
 _COMMANDS = {
     "demo": ("tenure.cli.demo:demo", "A database, payment nodes and a stream of payments on this machine."),
+    "run": ("tenure.cli.run:run", "Runs a command on one of several machines: on the one that leads."),
     "recover": ("tenure.cli.recover:app", "Says which node is the true leader; gives a lost majority up."),
     "member": ("tenure.cli.member:app", "Lists and changes the members of a running cluster."),
     "settings": ("tenure.cli.settings:app", "Shows or changes the times of a running cluster."),
