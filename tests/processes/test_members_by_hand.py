@@ -233,6 +233,11 @@ def test_operator_looks_at_and_changes_a_running_cluster(tmp_path: Path, databas
         starts = members.json("snapshot", "inspect", *everyone, asked=NAMES[0])["nodes"]
         assert [node["snapshots"] for node in starts] == [[], [], []]
 
+        other = next(name for name in NAMES if name != members.leader())
+        handed = members.json("member", "transfer", "--to", other)
+        assert (handed["leader"], handed["leader_url"]) == (other, members.url(other))
+        assert members.json("member", "transfer", "--to", other)["before"] == other
+
         leader = members.leader()
         wrong = subprocess.run(
             [TENURE, "member", "demote", leader, "--endpoint", members.url(leader), "--operator-token", "wrong"],
