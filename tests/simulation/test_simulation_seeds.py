@@ -17,6 +17,7 @@ from tenure.testing.simulation.swarm import KINDS
 SEEDS = os.environ.get("SIM_SEEDS", "1-1000")
 #: Per thousand seeds.
 LEADER_CHANGES_MIN = 5000
+STALE_WRITES_MIN = 2000
 
 
 @pytest.mark.processes
@@ -32,3 +33,4 @@ def test_R33_every_invariant_holds_when_a_thousand_seeds_are_run():
         return
     assert set(seen["faults"]) == set(KINDS), f"never happened: {set(KINDS) - set(seen['faults'])}"
     assert seen["leader_changes"] >= LEADER_CHANGES_MIN
+    assert seen["stale_writes_offered"] >= STALE_WRITES_MIN
