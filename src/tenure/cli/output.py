@@ -16,13 +16,16 @@ from cyclopts import Parameter
 from tenure.errors import (
     ConfigError,
     DatabaseUnavailable,
+    DirectoryInUse,
     FenceError,
     FoundingRefused,
     LeadershipLost,
+    MemberRemoved,
     NotLeader,
     OutcomeUnknown,
     QuorumUnavailable,
     TenureError,
+    WrongCluster,
 )
 
 if TYPE_CHECKING:
@@ -70,6 +73,9 @@ _CODES: tuple[tuple[type[TenureError], ExitCode], ...] = (
     (LeadershipLost, ExitCode.LEADERSHIP_LOST),
     (FenceError, ExitCode.REFUSED),
     (FoundingRefused, ExitCode.REFUSED),
+    (MemberRemoved, ExitCode.REFUSED),
+    (WrongCluster, ExitCode.REFUSED),
+    (DirectoryInUse, ExitCode.REFUSED),
     (DatabaseUnavailable, ExitCode.UNREACHABLE),
     (OutcomeUnknown, ExitCode.OUTCOME_UNKNOWN),
 )

@@ -24,7 +24,7 @@ NOT_FOUND = 127
 _TEXTS = {
     "waiting": "waits to lead; the leader is {leader}",
     "started": "leads term {term} with token {token}: started process {pid}",
-    "lost": "lost the leadership of term {term} ({reason}): ending the command",
+    "lost": "lost the leadership of term {term} ({reason})",
     "ended": "the command ended with {code}",
     "not_started": "the command cannot be started: {reason}",
     "failed": "the node had to stop: {reason}",

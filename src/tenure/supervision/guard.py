@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from tenure.supervision import guardian
-from tenure.supervision.guardian import end_children, read_clocks
+from tenure.supervision.guardian import end_children, is_childless, read_clocks
 
 NS_PER_SECOND = 1_000_000_000
 #: How long after the end of the lease a guardian may still be believed to be at work.
@@ -131,7 +131,8 @@ class Guard:
                     getattr(self, f"_on_{word}")(value)
         # It has closed the channel: it ends now, or was killed.
         await asyncio.to_thread(self._process.wait)
-        while not self.gone.done() and not end_children():  # noqa: ASYNC110 - the kernel tells of no orphan.
+        while not self.gone.done() and not is_childless():
+            end_children()
             await asyncio.sleep(_ROUND_SECONDS)
         if not self.started.done():
             self.started.set_result(None)
@@ -148,7 +149,7 @@ class Guard:
         self.problem = str(failure["problem"])
         self.started.set_result(None)
         self.ended.set_result(Ended(int(str(failure["code"])), None))
-        self.gone.set_result(None)
+        self._on_gone(None)
 
     def _on_ended(self, how: dict[str, object]) -> None:
         cause = how["cause"]
@@ -156,3 +157,5 @@ class Guard:
 
     def _on_gone(self, _: object) -> None:
         self.gone.set_result(None)
+        # The guardian stays until then.
+        self._writer.close()

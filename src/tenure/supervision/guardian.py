@@ -77,11 +77,39 @@ def end_children(*, but: int | None = None) -> bool:
     return not left
 
 
+def is_childless() -> bool:
+    """Whether there is no child at all, by the kernel's word; one that has died is reaped."""
+    try:
+        os.waitpid(-1, os.WNOHANG)
+    except ChildProcessError:
+        return True
+    return False
+
+
 def _living_children(but: int | None) -> list[int]:
     """The children that have not died; the dead ones are reaped, except ``but``."""
+    return [child for child in _children() if child != but and os.waitpid(child, os.WNOHANG) == (0, 0)]
+
+
+def _children() -> list[int]:
     pid = os.getpid()
-    children = [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()]
-    return [child for child in children if child != but and os.waitpid(child, os.WNOHANG) == (0, 0)]
+    try:
+        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()]
+    except FileNotFoundError:
+        # A kernel without that list: every process is asked for its parent, the second field after the name.
+        return [
+            int(stat.parent.name)
+            for stat in Path("/proc").glob("[0-9]*/stat")
+            if _text(stat).rpartition(")")[2].split()[1:2] == [str(pid)]
+        ]
+
+
+def _text(path: Path) -> str:
+    """The file's text; none if the process has ended meanwhile."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
 
 
 def _set_process(option: int, value: int) -> None:
@@ -95,8 +123,8 @@ class Guardian:
     def __init__(self, channel: socket.socket) -> None:
         self._channel = channel
         self._received = b""
-        #: Nobody listens any more, or there is nothing to be told.
-        self._deaf = False
+        self._orphaned = False
+        self._failed = False
         self._command: subprocess.Popen[bytes] | None = None
         self._ended = False
         self._lease = (0, 0)
@@ -118,7 +146,7 @@ class Guardian:
             if number == signal.SIGCHLD or signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, lambda *_: None)
         while not self._finished():
-            sources = [woken] if self._deaf else [woken, self._channel]
+            sources = [woken] if self._orphaned else [woken, self._channel]
             ready, _, _ = select.select(sources, [], [], self._wait_seconds())
             if woken in ready:
                 woken.recv(4096)
@@ -129,8 +157,16 @@ class Guardian:
             if self._command is not None:
                 self._look()
                 self._judge()
+        self._linger()
 
     # -- the channel --------------------------------------------------------------------------------------------------
+
+    def _linger(self) -> None:
+        """Stay until the supervisor has heard everything: who writes to a closed channel loses what it has not read."""
+        self._channel.setblocking(True)
+        with contextlib.suppress(OSError):
+            while self._channel.recv(1 << 16):
+                pass
 
     def _listen(self) -> None:
         try:
@@ -140,7 +176,7 @@ class Guardian:
         except OSError:
             data = b""
         if not data:
-            self._deaf = True
+            self._orphaned = True
             self._stop("supervisor_gone", self._grace_ns)
             return
         *lines, self._received = (self._received + data).split(b"\n")
@@ -162,7 +198,7 @@ class Guardian:
         except OSError as error:
             code = _NOT_FOUND if isinstance(error, FileNotFoundError) else _CANNOT_RUN
             self._say(failed={"code": code, "problem": error.strerror})
-            self._deaf = True
+            self._failed = True
         else:
             self._say(started=self._command.pid)
 
@@ -200,7 +236,7 @@ class Guardian:
         """End the command when the lease is nearly over, and kill it when its time is up."""
         left_ns = self._left_ns()
         if self._cause is None and left_ns <= self._window_ns:
-            self._stop("lease", self._grace_ns)
+            self._stop("lease_expired", self._grace_ns)
         if self._cause is not None and self._grace_left_ns() <= 0:
             self._signal_group(signal.SIGKILL)
             end_children(but=self._process().pid)
@@ -224,12 +260,12 @@ class Guardian:
 
     def _finished(self) -> bool:
         if self._command is None:
-            return self._deaf
+            return self._orphaned or self._failed
         if not self._ended or _living_children(self._command.pid):
             return False
         self._command.wait()
         # The list of children may miss one while another dies; wait() does not. Groups are not signalled any more.
-        while not _childless():
+        while not is_childless():
             end_children()
             time.sleep(_ROUND_SECONDS)
         self._say(gone=True)
@@ -260,14 +296,6 @@ class Guardian:
             if left_ns <= 0:
                 return _ROUND_SECONDS
         return min(_WAIT_SECONDS_MAX, max(0.0, left_ns / _NS_PER_SECOND))
-
-
-def _childless() -> bool:
-    try:
-        os.waitpid(-1, os.WNOHANG)
-    except ChildProcessError:
-        return True
-    return False
 
 
 def _die_with(guardian: int) -> Callable[[], None]:

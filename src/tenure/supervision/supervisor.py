@@ -107,7 +107,7 @@ class Supervisor:
     async def _lead(self, leadership: tenure.HeldLeadership, guard: Guard) -> int | None:
         """Run the command under one leadership. The exit code to end with, or None: stand again."""
         self._lost = False
-        reason: str | None = None
+        reason: tenure.LossReason | None = None
         # Over before it was entered: nothing was begun.
         with contextlib.suppress(LeadershipLost):
             async with leadership:
@@ -116,12 +116,15 @@ class Supervisor:
                     await self._run(leadership, guard)
                 finally:
                     reason = leadership.reason
-                    self._running = guard
                     await guard.until_gone()
                     self._running = None
         if not guard.ended.done():
             return None
         ended = guard.ended.result()
+        lost = self._stopped_by is None and _is_loss(ended, reason)
+        if lost and not self._lost:
+            self._tell("lost", reason=reason or ended.cause or "the command was refused", term=leadership.term)
+        self._lost = lost
         self._tell("ended", code=_exit_code(ended.code), reason=reason or ended.cause)
         if self._stopped_by is not None:
             return (
@@ -130,8 +133,7 @@ class Supervisor:
         if guard.problem:
             self._tell("not_started", reason=guard.problem)
             return ended.code
-        self._lost = _is_loss(ended, reason)
-        if not self._lost:
+        if not lost:
             return _exit_code(ended.code)
         return LEADERSHIP_LOST if self._once else None
 
@@ -159,6 +161,7 @@ class Supervisor:
                 await asyncio.wait({guard.gone}, timeout=told_seconds)
                 guard.renew(_deadline(leadership))
         except asyncio.CancelledError:
+            self._lost = True
             self._tell("lost", reason=str(leadership.reason), term=leadership.term)
             guard.stop(self._grace_ns)
             raise
