@@ -19,6 +19,8 @@ import pytest
 from support.services import free_ports
 from tenure.demo.postgres import EmbeddedPostgres
 from tenure.fence import install
+from tenure.supervision.guard import NS_PER_SECOND, Ended, Guard
+from tenure.supervision.guardian import read_clocks
 
 pytestmark = pytest.mark.processes
 
@@ -317,26 +319,19 @@ def test_credential_is_in_no_argument_and_no_line(tmp_path: Path):
     assert not any(secret in text for text in [*arguments, out, errors])
 
 
-class Beats:
-    """Three machines that run the script of docs/run.md on one PostgreSQL."""
+class Machines:
+    """Three machines with the same command, which is a shell script."""
 
-    def __init__(self, folder: Path, postgres: EmbeddedPostgres, dsn: str) -> None:
-        (script,) = re.findall(r"```bash\n(.*?)```", (ROOT / "docs/run.md").read_text(encoding="utf-8"), re.DOTALL)
-        (folder / "beat.sh").write_text(script.replace("sleep 1", "sleep 0.1"))
+    def __init__(self, folder: Path, script: str, *options: str, environment: dict[str, str] | None = None) -> None:
+        (folder / "script").write_text(script)
         ports = dict(zip("abc", free_ports(3), strict=True))
         peers = ", ".join(f'{n} = {{ raft = "127.0.0.1:{p}", url = "http://{n}.test" }}' for n, p in ports.items())
-        self.connection = psycopg.connect(dsn, autocommit=True)
-        self.connection.execute("CREATE TABLE beats (at timestamptz DEFAULT clock_timestamp(), fencing_token bigint)")
-        install(dsn, "heart", tables=["beats"])
         self.errors = {name: folder / f"{name}.stderr" for name in ports}
         self.processes = {}
         for name, port in ports.items():
-            environment = {
+            variables = {
                 **os.environ,
-                "PATH": f"{postgres.bin_dir}:{os.environ['PATH']}",
-                "DSN": dsn,
-                "TENURE_DATABASE__DSN": dsn,
-                "TENURE_FENCE__RESOURCE": "heart",
+                **(environment or {}),
                 "TENURE_NODE__NAME": name,
                 "TENURE_NODE__DATA_DIR": str(folder / name),
                 "TENURE_RAFT__LISTEN": f"127.0.0.1:{port}",
@@ -344,22 +339,24 @@ class Beats:
             }
             with self.errors[name].open("wb") as errors:
                 self.processes[name] = subprocess.Popen(
-                    [TENURE, "run", "-o", "json", "--", "sh", "beat.sh"],
-                    cwd=folder, env=environment, stdin=subprocess.DEVNULL, stderr=errors,
+                    [TENURE, "run", "-o", "json", *options, "--", "sh", "script"],
+                    cwd=folder, env=variables, stdin=subprocess.DEVNULL, stderr=errors,
                 )  # fmt: skip
 
-    def tokens(self) -> list[int]:
-        """Of the rows in the order of their commits."""
-        return [token for (token,) in self.connection.execute("SELECT fencing_token FROM beats ORDER BY ctid")]
-
-    def leads(self, token: int) -> str | None:
+    def starter(self, token: int) -> str | None:
         """Who has started the command under this token."""
         for name, errors in self.errors.items():
-            for line in errors.read_text().splitlines():
+            # The last line may be half written.
+            for line in errors.read_text().split("\n")[:-1]:
                 event = json.loads(line)
                 if event["event"] == "started" and event["token"] == token:
                     return name
         return None
+
+    def leader(self, token: int) -> str:
+        """The same, once it is known."""
+        until(lambda: self.starter(token) is not None)
+        return str(self.starter(token))
 
     def close(self) -> None:
         for process in self.processes.values():
@@ -367,25 +364,75 @@ class Beats:
             process.terminate()
         for process in self.processes.values():
             process.wait(BOUND_SECONDS)
-        self.connection.close()
+
+
+#: Writes when it was alive first and last, and does not end of SIGTERM.
+MORTAL = """trap '' TERM
+date +%s%N > begun.$TENURE_TOKEN
+while :; do date +%s%N > draft.$TENURE_TOKEN; mv draft.$TENURE_TOKEN alive.$TENURE_TOKEN; done
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGSTOP, signal.SIGKILL], ids=lambda number: number.name)
+def test_R8_R9_commands_of_two_machines_do_not_overlap_when_the_first_is_ended_paused_or_killed(
+    tmp_path: Path, number: signal.Signals
+):
+    with contextlib.closing(Machines(tmp_path, MORTAL, "--grace", "1")) as machines:
+        until((tmp_path / "alive.1").exists)
+        machines.processes[machines.leader(1)].send_signal(number)
+        until((tmp_path / "alive.2").exists)
+        begun = int((tmp_path / "begun.2").read_text())
+    assert int((tmp_path / "alive.1").read_text()) < begun
 
 
 def test_script_of_the_guide_writes_on_one_machine_and_goes_on_elsewhere_when_that_one_is_paused_or_killed(
     tmp_path: Path, postgres: EmbeddedPostgres, database: str
 ):
-    with contextlib.closing(Beats(tmp_path, postgres, database)) as beats:
-        until(lambda: bool(beats.tokens()))
-        first = beats.tokens()[-1]
-        paused = beats.leads(first)
-        assert paused is not None
-        beats.processes[paused].send_signal(signal.SIGSTOP)
-        until(lambda: beats.tokens()[-1] > first)
-        second = beats.tokens()[-1]
-        killed = beats.leads(second)
-        assert killed not in (None, paused)
-        beats.processes[paused].send_signal(signal.SIGCONT)
-        until(lambda: '"lost"' in beats.errors[paused].read_text())
-        beats.processes[killed].kill()
-        until(lambda: beats.tokens()[-1] > second)
-        tokens = beats.tokens()
-    assert tokens == sorted(tokens), "a row under an old token after a newer one"
+    (script,) = re.findall(r"```bash\n(.*?)```", (ROOT / "docs/run.md").read_text(encoding="utf-8"), re.DOTALL)
+    environment = {
+        "PATH": f"{postgres.bin_dir}:{os.environ['PATH']}",
+        "DSN": database,
+        "TENURE_DATABASE__DSN": database,
+        "TENURE_FENCE__RESOURCE": "heart",
+    }
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute("CREATE TABLE beats (at timestamptz DEFAULT clock_timestamp(), fencing_token bigint)")
+        install(database, "heart", tables=["beats"])
+
+        def tokens() -> list[int]:
+            """Of the rows in the order of their commits."""
+            return [token for (token,) in connection.execute("SELECT fencing_token FROM beats ORDER BY ctid")]
+
+        with contextlib.closing(
+            Machines(tmp_path, script.replace("sleep 1", "sleep 0.1"), environment=environment)
+        ) as machines:
+            until(lambda: bool(tokens()))
+            first = tokens()[-1]
+            paused = machines.leader(first)
+            machines.processes[paused].send_signal(signal.SIGSTOP)
+            until(lambda: tokens()[-1] > first)
+            second = tokens()[-1]
+            killed = machines.leader(second)
+            assert killed != paused
+            machines.processes[paused].send_signal(signal.SIGCONT)
+            until(lambda: '"lost"' in machines.errors[paused].read_text())
+            machines.processes[killed].kill()
+            until(lambda: tokens()[-1] > second)
+        written = tokens()
+    assert written == sorted(written), "a row under an old token after a newer one"
+
+
+@pytest.mark.asyncio
+async def test_end_of_the_command_is_heard_when_the_supervisor_slept_through_it():
+    guard = await Guard.open()
+    raw_ns, boottime_ns = read_clocks()
+    lease = (raw_ns + NS_PER_SECOND, boottime_ns + NS_PER_SECOND)
+    guard.run(["sleep", "60"], {}, lease=lease, window_ns=0, grace_ns=1)
+    assert await guard.started is not None
+    guard.stop(NS_PER_SECOND)
+    time.sleep(1.5)  # noqa: ASYNC251 - the whole supervisor stands still.
+    for _ in range(3):
+        guard.renew(lease)
+    await guard.until_gone()
+    assert await guard.ended == Ended(-signal.SIGTERM, "asked")
+    await guard.close()
