@@ -19,6 +19,7 @@ import pytest
 from support.services import free_ports
 from tenure.demo.postgres import EmbeddedPostgres
 from tenure.fence import install
+from tenure.supervision import guardian
 from tenure.supervision.guard import NS_PER_SECOND, Ended, Guard
 from tenure.supervision.guardian import read_clocks
 
@@ -111,8 +112,10 @@ def is_alive(pid: int) -> bool:
 
 
 @contextlib.contextmanager
-def supervised(folder: Path, *options: str, command: str, alone: bool = True) -> Iterator[Supervised]:
-    running = Supervised(folder, *options, command=command, alone=alone)
+def supervised(
+    folder: Path, *options: str, command: str, program: str = "sh", alone: bool = True
+) -> Iterator[Supervised]:
+    running = Supervised(folder, *options, command=command, program=program, alone=alone)
     try:
         yield running
     finally:
@@ -149,6 +152,15 @@ def test_command_that_cannot_be_found_ends_with_127(tmp_path: Path):
     code, _, errors = running.end()
     assert code == 127
     assert "no-such-command is not a command" in errors
+
+
+def test_command_that_cannot_be_executed_ends_with_126(tmp_path: Path):
+    (tmp_path / "garbage").write_text("no program\n")
+    (tmp_path / "garbage").chmod(0o700)
+    with supervised(tmp_path, program="./garbage", command="") as running:
+        code, _, errors = running.end()
+    assert code == 126, errors
+    assert "cannot be started: Exec format error" in errors
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "paused"])
@@ -310,9 +322,9 @@ def test_credential_is_in_no_argument_and_no_line(tmp_path: Path):
         running.pids("child")
         secret = (tmp_path / "secret").read_text().strip()
         arguments = []
-        for file in Path("/proc").glob("[0-9]*/cmdline"):
+        for process in Path("/proc").iterdir():
             with contextlib.suppress(OSError):
-                arguments.append(file.read_bytes().decode(errors="replace"))
+                arguments.append((process / "cmdline").read_bytes().decode(errors="replace"))
         running.process.terminate()
         _, out, errors = running.end()
     assert len(secret) > 32
@@ -436,3 +448,24 @@ async def test_end_of_the_command_is_heard_when_the_supervisor_slept_through_it(
     await guard.until_gone()
     assert await guard.ended == Ended(-signal.SIGTERM, "asked")
     await guard.close()
+
+
+@pytest.mark.parametrize("listed", [True, False], ids=["kernel lists children", "kernel does not"])
+def test_children_are_found(monkeypatch: pytest.MonkeyPatch, listed: bool):
+    read_text = Path.read_text
+
+    def without_list(path: Path, **options: str) -> str:
+        if path.name == "children":
+            raise FileNotFoundError
+        return read_text(path, **options)
+
+    if not listed:
+        monkeypatch.setattr(Path, "read_text", without_list)
+    child = subprocess.Popen(["sleep", "60"])
+    try:
+        assert child.pid in guardian._children()
+        assert os.getppid() not in guardian._children()
+    finally:
+        child.kill()
+        child.wait()
+    assert child.pid not in guardian._children()

@@ -96,20 +96,18 @@ def _children() -> list[int]:
     try:
         return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()]
     except FileNotFoundError:
-        # A kernel without that list: every process is asked for its parent, the second field after the name.
-        return [
-            int(stat.parent.name)
-            for stat in Path("/proc").glob("[0-9]*/stat")
-            if _text(stat).rpartition(")")[2].split()[1:2] == [str(pid)]
-        ]
+        # A kernel without that list: every process is asked for its parent.
+        processes = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+        return [process for process in processes if _parent(process) == pid]
 
 
-def _text(path: Path) -> str:
-    """The file's text; none if the process has ended meanwhile."""
+def _parent(process: int) -> int | None:
+    """The process id of its parent, or None if it has ended meanwhile."""
     try:
-        return path.read_text(encoding="utf-8", errors="replace")
+        stat = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return ""
+        return None
+    return int(stat.rpartition(")")[2].split()[1])
 
 
 def _set_process(option: int, value: int) -> None:

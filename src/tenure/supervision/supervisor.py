@@ -121,6 +121,9 @@ class Supervisor:
         if not guard.ended.done():
             return None
         ended = guard.ended.result()
+        if guard.problem:
+            self._tell("not_started", reason=guard.problem)
+            return ended.code
         lost = self._stopped_by is None and _is_loss(ended, reason)
         if lost and not self._lost:
             self._tell("lost", reason=reason or ended.cause or "the command was refused", term=leadership.term)
@@ -130,9 +133,6 @@ class Supervisor:
             return (
                 128 + self._stopped_by if ended.code in (-signal.SIGTERM, -signal.SIGKILL) else _exit_code(ended.code)
             )
-        if guard.problem:
-            self._tell("not_started", reason=guard.problem)
-            return ended.code
         if not lost:
             return _exit_code(ended.code)
         return LEADERSHIP_LOST if self._once else None
